@@ -20,6 +20,10 @@ const CONFIG_BYTES_MAX = 1024 * 1024;
 const SOCKET_PATH_BYTES_MAX = 107;
 const DATA_PORT_DEFAULT = 7401;
 const MULTICAST_PORT_DEFAULT = 7403;
+const UID_MAX = 0x7fff_fffe;
+/** The uids below are given to accounts by distributions. */
+const QEMU_UID_MIN = 1000;
+const QEMU_USERS_MAX = 65_536;
 const MS_MAX = 24 * 3_600_000;
 const RDMA_SCHEME = 'rdma://';
 
@@ -215,6 +219,21 @@ const schema = z
          * network in clear, and nothing protects the pages. For the time of an upgrade only.
          */
         acceptOldHello: z.boolean().default(false),
+        /**
+         * Whom QEMU runs as: `root`, with the rights of the daemon; or contained, by users of its own: one for each VM
+         * (`count` uids from `from` on, which no account has), or one for all (`count: 1`).
+         */
+        qemuUser: z
+          .union([
+            z.literal('root'),
+            z
+              .strictObject({
+                from: z.int().min(QEMU_UID_MIN).max(UID_MAX),
+                count: z.int().min(1).max(QEMU_USERS_MAX).default(QEMU_USERS_MAX),
+              })
+              .refine(({ from, count }) => from + count <= UID_MAX, 'from + count must be a uid'),
+          ])
+          .default('root'),
         /** A file that gets the audit log, one JSON object a line. Default: the daemon's own log. */
         auditLog: path.optional(),
         /** What operators may name in VMs; "*" allows everything. Default: nothing. */

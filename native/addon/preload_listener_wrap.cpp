@@ -42,11 +42,11 @@ Napi::Value PreloadListenerWrap::listen(const Napi::CallbackInfo& info) {
   std::shared_ptr<Edge> edge;
   if (!make_edge(options, edge)) return info.Env().Undefined();
   OwnedEdge owned(edge);
-  return wrap(
-      info.Env(),
-      pager::PreloadListener::listen(
-          {text(options, "socketPath"), region_files(options), flag(options, "isIncoming")}, fire(edge)),
-      std::move(owned));
+  pager::PreloadOptions preload{text(options, "socketPath"), region_files(options),
+                                flag(options, "isIncoming")};
+  if (const Napi::Value uid = options.Get("peerUid"); uid.IsNumber())
+    preload.peer_uid = uid.As<Napi::Number>().Uint32Value();
+  return wrap(info.Env(), pager::PreloadListener::listen(std::move(preload), fire(edge)), std::move(owned));
 }
 
 Napi::Value PreloadListenerWrap::adopt(const Napi::CallbackInfo& info) {

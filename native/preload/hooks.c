@@ -1,5 +1,6 @@
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,11 +35,29 @@ static struct {
 static bool is_broken;
 static pthread_mutex_t report_lock = PTHREAD_MUTEX_INITIALIZER;
 
+static void remember(unsigned index, const struct stat* file) {
+  regions[index].is_known = true;
+  regions[index].device = file->st_dev;
+  regions[index].inode = file->st_ino;
+}
+
 /* dlsym may allocate and so call mmap. Until dlsym has returned, and before the constructor, the system call
  * is used. */
 static void* map_through(void* address, size_t length, int protection, int flags, int fd, off_t offset) {
   if (next_mmap != NULL) return next_mmap(address, length, protection, flags, fd, offset);
   return (void*)syscall(SYS_mmap, address, length, protection, flags, fd, offset);
+}
+
+/* A QEMU that is contained cannot look at the files by their paths: its root does not show them. It can open
+ * them, because another process does that for it. */
+static void remember_regions(void) {
+  for (unsigned i = 0; i < config.region_count; i++) {
+    struct stat named;
+    int fd = open(config.region_paths[i], O_RDONLY | O_CLOEXEC);
+    if (fd < 0) continue;
+    if (fstat(fd, &named) == 0) remember(i, &named);
+    close(fd);
+  }
 }
 
 __attribute__((constructor)) static void start(void) {
@@ -47,7 +66,9 @@ __attribute__((constructor)) static void start(void) {
   if (getenv(VMG_ENV_SOCKET) == NULL) return;
   int saved_errno = errno;
   own_pid = getpid();
-  bool good = vmg_config_take(&config) && vmg_descriptors_open(config.sync_descriptor_count, &descriptors);
+  bool good = vmg_config_take(&config);
+  remember_regions();
+  good = good && vmg_descriptors_open(config.sync_descriptor_count, &descriptors);
   if (good) agent_connection = vmg_agent_hello(config.socket_path, &descriptors);
   if (agent_connection < 0) {
     vmg_descriptors_close(&descriptors);
@@ -65,11 +86,7 @@ static bool is_region(int fd, int flags, struct stat* file) {
   if (config.is_every_shared_file_a_region && (flags & MAP_SHARED)) return true;
   for (unsigned i = 0; i < config.region_count; i++) {
     struct stat named;
-    if (stat(config.region_paths[i], &named) == 0) {
-      regions[i].is_known = true;
-      regions[i].device = named.st_dev;
-      regions[i].inode = named.st_ino;
-    }
+    if (stat(config.region_paths[i], &named) == 0) remember(i, &named);
     if (regions[i].is_known && regions[i].device == file->st_dev && regions[i].inode == file->st_ino)
       return true;
   }

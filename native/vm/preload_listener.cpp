@@ -70,7 +70,7 @@ Result<std::unique_ptr<PreloadListener>> PreloadListener::listen(PreloadOptions 
 }
 
 Status PreloadListener::start_listening() {
-  auto listener = listen_preload(options_.socket_path);
+  auto listener = listen_preload(options_.socket_path, options_.peer_uid.value_or(::geteuid()));
   if (!listener) return listener.error();
   listener_ = std::move(listener).value();
   auto watch = loop_->watch(listener_.get(), [this] { handle([this] { on_connection(); }); });
@@ -154,7 +154,7 @@ void PreloadListener::change(VmState state) {
 }
 
 void PreloadListener::on_connection() {
-  auto accepted = accept_preload(listener_.get());
+  auto accepted = accept_preload(listener_.get(), options_.peer_uid.value_or(::geteuid()));
   // We are out of descriptors or memory, so the backlog would wake this thread for ever.
   if (!accepted) return refuse(-1, accepted.error());
   PreloadPeer& socket = accepted.value();

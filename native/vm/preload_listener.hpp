@@ -43,6 +43,8 @@ struct PreloadOptions {
   std::vector<RegionFileConfig> regions;
   /// Register each range for missing and minor faults before the preload's mapping call returns.
   bool incoming = false;
+  /// The user of the QEMU. Not set: that of this process.
+  std::optional<uid_t> peer_uid = std::nullopt;
 };
 
 /// The agent's half of the preload handshake for one QEMU. Thread-safe; its work is done on

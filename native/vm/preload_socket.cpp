@@ -21,7 +21,7 @@ bool is_stale(const sockaddr_un& address) {
 
 }  // namespace
 
-Result<UniqueFd> listen_preload(const std::string& path) {
+Result<UniqueFd> listen_preload(const std::string& path, uid_t peer_uid) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.empty() || path[0] != '/' || path.size() >= sizeof address.sun_path)
@@ -42,11 +42,14 @@ Result<UniqueFd> listen_preload(const std::string& path) {
     if (::unlink(path.c_str()) != 0 && errno != ENOENT) return system_error("unlink preload socket");
     if (bind_it() != 0) return system_error("bind preload socket");
   }
+  // The name may lie in a directory of the peer, so it is not followed if it is a link by now.
+  if (peer_uid != ::geteuid() && ::lchown(path.c_str(), peer_uid, static_cast<gid_t>(peer_uid)) != 0)
+    return system_error("chown preload socket");
   if (::listen(listener.get(), kBacklog) != 0) return system_error("listen preload socket");
   return listener;
 }
 
-Result<PreloadPeer> accept_preload(int listener) {
+Result<PreloadPeer> accept_preload(int listener, uid_t peer_uid) {
   int fd;
   do fd = ::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
   while (fd < 0 && errno == EINTR);
@@ -59,7 +62,7 @@ Result<PreloadPeer> accept_preload(int listener) {
   socklen_t length = sizeof credentials;
   if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0)
     return system_error("SO_PEERCRED");
-  if (credentials.uid != ::geteuid() || credentials.pid <= 0) return PreloadPeer{};
+  if (credentials.uid != peer_uid || credentials.pid <= 0) return PreloadPeer{};
   peer.pid = credentials.pid;
   return peer;
 }

@@ -15,17 +15,18 @@ namespace vmigrate::pager {
 // The agent's end of the socket that the preload talks to. It is SOCK_SEQPACKET, so a record is a message and
 // half a message cannot exist. None of these calls waits.
 
-/// Mode 0600. A socket file without a listener (ours, from before a crash) is replaced.
-Result<UniqueFd> listen_preload(const std::string& path);
+/// Mode 0600, and `peer_uid` is its owner. A socket file without a listener (ours, from before a crash) is
+/// replaced.
+Result<UniqueFd> listen_preload(const std::string& path, uid_t peer_uid);
 
 struct PreloadPeer {
   UniqueFd connection;
   pid_t pid = -1;  ///< from the kernel, not from the peer
 };
 
-/// Returns an invalid connection if none is waiting, or if the peer is another user (the connection is then
+/// Returns an invalid connection if none is waiting, or if the peer is not `peer_uid` (the connection is then
 /// closed).
-Result<PreloadPeer> accept_preload(int listener);
+Result<PreloadPeer> accept_preload(int listener, uid_t peer_uid);
 
 struct PreloadRecord {
   size_t length_bytes = 0;         ///< 0: end of file

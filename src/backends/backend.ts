@@ -84,8 +84,13 @@ export interface SpecDevices {
 /** The paths of a VM's files. All paths are absolute. Those of sockets are in `directory`. */
 export interface VmPlace {
   readonly name: string;
-  /** The VM's own directory. The back end may keep its sockets in it. They are removed with the directory. */
+  /** The VM's own directory. It is removed with the VM. */
   readonly directory: string;
+  /**
+   * Where the process makes its sockets. The directory itself, or one below it that belongs to the user of a contained
+   * process, which may put anything there: nobody else follows a link or opens a file in it.
+   */
+  readonly socketDirectory: string;
   /**
    * The serial port's socket, if the spec has a serial port. It serves one connection. The log has the latest output:
    * a back end bounds it, and keeps older output in `serialLogPath.1` and so on.
@@ -107,13 +112,26 @@ export interface Command {
   readonly environment: Readonly<Record<string, string>>;
 }
 
+/** What bounds a process beside its own rights. */
+export interface Container {
+  /** The user that the process runs as, and the group of the same number. */
+  readonly uid: number;
+  /** Directories of cgroups that the process joins. They exist. */
+  readonly cgroups: readonly string[];
+  /** Taps that are made for the process in its own network namespace. Others exist, and belong to the user. */
+  readonly taps: readonly string[];
+  /** Directories with sockets of the daemon to which the process connects. */
+  readonly socketDirectories: readonly string[];
+}
+
 export interface LaunchOrder {
   readonly spec: VmSpec;
   readonly accel: Accel;
   /** One path per region, in the spec's order, if the VM's memory is in files. The files exist. */
   readonly ramPaths: readonly string[];
   /**
-   * The tap device of each NIC that has one, by the NIC's id. In a VM with isolated NICs the process makes the taps.
+   * The tap device of each NIC that has one, by the NIC's id. In a VM with isolated NICs the process makes the taps,
+   * unless it is contained.
    */
   readonly taps: Readonly<Record<string, string>>;
   /** True if the VM waits for the state of another VM: by `importState`, or by `loadFile` if `statePath` is given. */
@@ -122,6 +140,8 @@ export interface LaunchOrder {
   readonly statePath?: string;
   /** Of each disk that another host serves (`DiskSpec.served`), by its id: the socket that leads there. */
   readonly diskSockets?: Readonly<Record<string, string>>;
+  /** Null: the process has the daemon's rights. The places of its sockets follow from that, see VmPlace. */
+  readonly container: Container | null;
   /** The variables of the preload. */
   readonly environment: Readonly<Record<string, string>>;
   /** Wraps the command so that it runs in the VM's own network namespace, if it has one. */

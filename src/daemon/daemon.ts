@@ -168,9 +168,10 @@ async function start(
     const { message, remedy } = toMigrationError(error);
     log.warn({ qemu: config.qemu, remedy }, `this host cannot run VMs: ${message}`);
   });
-  if (!backend.isOutputBounded) log.warn('the program vmigrate-spool is missing: the logs of VMs have no limit');
+  if (!backend.isOutputBounded) log.warn('the program vmigrate-launcher is missing: the logs of VMs have no limit');
   const vms = new VmManager({
     ...{ host, stateDir, ramDir, memoryId, accel, preloadPath, native, registry, backend },
+    qemuUsers: config.security.qemuUser === 'root' ? null : config.security.qemuUser,
     memory: withoutUndefined({
       ...{ budgetBytes: config.memory.budget, overcommit: config.memory.overcommit },
       ...{ cloneBudgetBytes: config.clones.budget, cloneOvercommit: config.clones.overcommit },

@@ -92,10 +92,12 @@ function bind(addon: Addon): NativeBinding {
       checkSocketPath(options.socketPath, 'socketPath');
       checkRegions(options.regions);
       checkEdge(options.onEdge);
-      const { isIncoming } = options;
+      const { isIncoming, peerUid = 0 } = options;
       if (typeof isIncoming !== 'boolean') {
         throw new MigrationError('USAGE', 'native argument: isIncoming must be a boolean');
       }
+      if (!Number.isInteger(peerUid) || peerUid < 0 || peerUid > 0x7fff_fffe)
+        throw new MigrationError('USAGE', 'native argument: peerUid must be a user');
       return attempt(`listen on ${options.socketPath}`, () => new VmMemory(addon.listenForVm(options)));
     },
     adoptVm(options) {

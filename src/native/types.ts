@@ -347,13 +347,14 @@ export interface NativeBinding {
   peerUser(descriptor: number): number;
   /**
    * Listens on a unix socket for the preload of one QEMU. If `isIncoming` is set, every mapped range is registered for
-   * missing and minor faults before the mapping call returns. Each connection must come from a process of the daemon's
-   * user. The first connection that says hello is accepted.
+   * missing and minor faults before the mapping call returns. Each connection must come from a process of `peerUid`
+   * (default: the daemon's user). The first connection that says hello is accepted.
    */
   listenForVm(options: {
     socketPath: string;
     regions: readonly RegionFile[];
     isIncoming: boolean;
+    peerUid?: number;
     onEdge: () => void;
   }): VmMemoryHandle;
   /**

@@ -265,9 +265,9 @@ describe('a target', () => {
         const to = target.regions[index]?.path ?? '';
         await run('dd', [`if=${region.path}`, `of=${to}`, 'bs=1M', 'conv=notrunc,sparse']);
       }
-      const uri = `unix:${join(host.directory, 'state.sock')}`;
-      await qmpOf(target).execute('migrate-incoming', { uri });
-      await qmpOf(source).execute('migrate', { uri });
+      await qmpOf(target).execute('migrate-incoming', { uri: 'tcp:127.0.0.1:0' });
+      const [place] = (await qmpOf(target).execute('query-migrate'))['socket-address'] ?? [];
+      await qmpOf(source).execute('migrate', { uri: `tcp:127.0.0.1:${place?.type === 'inet' ? place.port : ''}` });
       const status = async () => (await qmpOf(target).execute('query-status')).status;
       await expect.poll(status).toBe('paused');
       await expect.poll(async () => (await qmpOf(source).execute('query-migrate')).status).toBe('completed');

@@ -29,6 +29,7 @@ import type { DataListenerHandle } from '../../src/native/types.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
 import { HostTransports, sharedPlaces } from '../../src/transports/host/host-transports.js';
 import { RdmaHost } from '../../src/transports/rdma/host.js';
+import { QEMU_USERS } from '../support/qemu-user.js';
 import { eventually } from './cluster.js';
 import { type GuestOptions, guestSpec, parseWork } from './guest.js';
 import { Janitor } from './janitor.js';
@@ -84,7 +85,18 @@ export class AgentHost {
     const preloadPath = join(RELEASE, 'libvmigrate-preload.so');
     const { name: host, ramDir, registry } = this;
     const backend = new QemuBackend();
-    this.vms = new VmManager({ host, stateDir, ramDir, accel: 'tcg', preloadPath, native, registry, backend, log });
+    this.vms = new VmManager({
+      host,
+      stateDir,
+      ramDir,
+      accel: 'tcg',
+      preloadPath,
+      native,
+      registry,
+      backend,
+      log,
+      qemuUsers: QEMU_USERS,
+    });
     await this.vms.start();
     const rdma = new RdmaHost({
       native,

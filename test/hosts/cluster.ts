@@ -11,6 +11,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../../src/api/client.js';
 import { EVERYTHING_ALLOWED } from '../../src/domain/policy.js';
+import { QEMU_USER_CONFIG } from '../support/qemu-user.js';
 import type { HostNetwork } from './host-network.js';
 import { Janitor } from './janitor.js';
 import { Namespaces } from './namespaces.js';
@@ -123,7 +124,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
 
   private async writeConfigs(): Promise<void> {
     const { hosts, daemonConfig, hostConfigs = {} } = this.network;
-    const open = { security: { allow: EVERYTHING_ALLOWED } };
+    const open = { security: { allow: EVERYTHING_ALLOWED, qemuUser: QEMU_USER_CONFIG } };
     for (const { name } of hosts)
       await writeFile(this.configPath(name), JSON.stringify({ ...open, ...daemonConfig, ...hostConfigs[name] }));
   }

@@ -11,6 +11,7 @@ import { FileRegistry } from '../../src/cluster/file.js';
 import type { VmSpec } from '../../src/domain/vm.js';
 import type { NativeBinding } from '../../src/native/types.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
+import { QEMU_USERS } from '../support/qemu-user.js';
 import { Janitor } from './janitor.js';
 
 const SILENT = { info: () => undefined, warn: () => undefined, error: () => undefined };
@@ -55,6 +56,7 @@ export class VmHost {
       native: this.options.native ?? null,
       registry: this.registry,
       backend: new QemuBackend(),
+      qemuUsers: QEMU_USERS,
       log: SILENT,
     });
   }

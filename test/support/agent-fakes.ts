@@ -232,10 +232,13 @@ export class FakeHost {
       await sleep(delayMs);
       return this.qemu as never;
     };
-    return new QemuProcess(new QemuConnection({ name: 'web', directory, ...none }, answer), {
-      program: 'qemu',
-      spool: null,
-    });
+    return new QemuProcess(
+      new QemuConnection({ name: 'web', directory, socketDirectory: directory, ...none }, answer),
+      {
+        program: 'qemu',
+        hasLauncher: false,
+      },
+    );
   }
 
   #vms(): Partial<VmManager> {

@@ -45,7 +45,7 @@ const NATIVE_LAYERS: Record<string, readonly string[]> = {
   'multicast/verbs': ['multicast/datagram', 'transport', 'transport/verbs', 'base', 'wire'],
   multicast: ['multicast/datagram', 'multicast/udp', 'multicast/verbs', 'memory', 'base', 'wire'],
   preload: [],
-  spool: [],
+  launcher: [],
   addon: [
     ...['fetch', 'fetch/near', 'target', 'source', 'image', 'image/digests', 'image/serve', 'transport/registry'],
     ...MULTICAST,
@@ -107,7 +107,7 @@ describe('includes point one way', () => {
     ).toEqual([]);
   });
 
-  test.each(['preload', 'spool'])('the %s is plain C on libc', (room) => {
+  test.each(['preload', 'launcher'])('the %s is plain C on libc', (room) => {
     const files = filesUnder(`native/${room}`);
     expect(files.map(({ path }) => path).filter((path) => !/\.(c|h)$/.test(path))).toEqual([]);
   });

@@ -37,7 +37,9 @@ describe('names', () => {
   test('of C++ headers are .hpp, and guarded by #pragma once', () => {
     const headers = filesUnder('native').filter(({ path }) => path.endsWith('.hpp'));
     expect(headers.filter(({ text }) => !text.includes('#pragma once')).map(({ path }) => path)).toEqual([]);
-    const plain = filesUnder('native').filter(({ path }) => path.endsWith('.h') && !path.startsWith('native/preload/'));
+    const plain = filesUnder('native').filter(
+      ({ path }) => path.endsWith('.h') && !/^native\/(preload|launcher)\//.test(path),
+    );
     expect(plain.map(({ path }) => path)).toEqual([]);
   });
 });

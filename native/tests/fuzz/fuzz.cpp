@@ -18,6 +18,26 @@ ssize_t vmigrate::fuzz::receive(int socket, std::span<std::byte> out, int flags)
   }
 }
 
+ssize_t vmigrate::fuzz::send_with(int socket, std::span<const std::byte> bytes,
+                                  std::span<const int> descriptors) {
+  VMG_CHECK(descriptors.size() <= kDescriptorsMax);
+  alignas(cmsghdr) char control[CMSG_SPACE(kDescriptorsMax * sizeof(int))] = {};
+  iovec body{const_cast<std::byte*>(bytes.data()), bytes.size()};
+  msghdr message{};
+  message.msg_iov = &body;
+  message.msg_iovlen = 1;
+  if (!descriptors.empty()) {
+    message.msg_control = control;
+    message.msg_controllen = CMSG_SPACE(descriptors.size_bytes());
+    cmsghdr* head = CMSG_FIRSTHDR(&message);
+    head->cmsg_level = SOL_SOCKET;
+    head->cmsg_type = SCM_RIGHTS;
+    head->cmsg_len = CMSG_LEN(descriptors.size_bytes());
+    std::memcpy(CMSG_DATA(head), descriptors.data(), descriptors.size_bytes());
+  }
+  return ::sendmsg(socket, &message, MSG_NOSIGNAL);
+}
+
 /// A small quarantine, because in a long run what was freed would fill the memory. large_blocks.cpp mixes the
 /// ways to allocate.
 extern "C" const char* __asan_default_options() {

@@ -73,6 +73,10 @@ inline bool same(std::span<const std::byte> left, std::span<const std::byte> rig
 /// recv() does.
 ssize_t receive(int socket, std::span<std::byte> out, int flags);
 
+/// Sends with SCM_RIGHTS, at most kDescriptorsMax of them. Returns what sendmsg() does.
+inline constexpr size_t kDescriptorsMax = 4;
+ssize_t send_with(int socket, std::span<const std::byte> bytes, std::span<const int> descriptors);
+
 /// Defined by each target: inputs as honest peers make them, and some that are nearly so. The corpus has
 /// grown from these.
 std::vector<Seed> seeds();

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "base/check.hpp"
+#include "tests/fuzz/fuzz.hpp"
 
 namespace vmigrate::fuzz {
 namespace {
@@ -93,22 +94,10 @@ Replies ParkedConnection::serve(std::span<const std::byte> stream, std::span<con
 void send_in_parts(int socket, std::span<const std::byte> stream, std::span<const size_t> splits) {
   size_t sent_bytes = 0;
   const auto send_to = [&](size_t end, bool with_descriptor) {
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    iovec part{const_cast<std::byte*>(stream.data()) + sent_bytes, end - sent_bytes};
-    if (part.iov_len == 0) return;
-    msghdr message{};
-    message.msg_iov = &part;
-    message.msg_iovlen = 1;
-    if (with_descriptor) {
-      message.msg_control = control;
-      message.msg_controllen = sizeof control;
-      cmsghdr* head = CMSG_FIRSTHDR(&message);
-      head->cmsg_level = SOL_SOCKET;
-      head->cmsg_type = SCM_RIGHTS;
-      head->cmsg_len = CMSG_LEN(sizeof(int));
-      std::memcpy(CMSG_DATA(head), &socket, sizeof socket);
-    }
-    VMG_CHECK(::sendmsg(socket, &message, MSG_NOSIGNAL) == static_cast<ssize_t>(part.iov_len));
+    const auto part = stream.subspan(sent_bytes, end - sent_bytes);
+    if (part.empty()) return;
+    const size_t descriptor_count = with_descriptor ? 1 : 0;
+    VMG_CHECK(send_with(socket, part, {&socket, descriptor_count}) == static_cast<ssize_t>(part.size()));
     sent_bytes = end;
   };
   for (const size_t split : splits) send_to(std::min(split, stream.size()), true);

@@ -68,25 +68,11 @@ UniqueFd connect_to(const std::string& path) {
 }
 
 void send_record(int socket, const Process& process, const Sent& sent, std::span<const std::byte> record) {
-  std::array<int, 4> fds{};
+  std::array<int, fuzz::kDescriptorsMax> fds{};
   size_t count = 0;
   for (uint8_t bits = sent.descriptors; bits != 0; bits >>= 2)
     if ((bits & 3) != 0) fds[count++] = process.descriptors[bits & 3];
-  alignas(cmsghdr) char control[CMSG_SPACE(4 * sizeof(int))] = {};
-  iovec body{const_cast<std::byte*>(record.data()), record.size()};
-  msghdr message{};
-  message.msg_iov = &body;
-  message.msg_iovlen = 1;
-  if (count != 0) {
-    message.msg_control = control;
-    message.msg_controllen = CMSG_SPACE(count * sizeof(int));
-    cmsghdr* head = CMSG_FIRSTHDR(&message);
-    head->cmsg_level = SOL_SOCKET;
-    head->cmsg_type = SCM_RIGHTS;
-    head->cmsg_len = CMSG_LEN(count * sizeof(int));
-    std::memcpy(CMSG_DATA(head), fds.data(), count * sizeof(int));
-  }
-  (void)::sendmsg(socket, &message, MSG_NOSIGNAL);
+  (void)fuzz::send_with(socket, record, std::span(fds).first(count));
 }
 
 std::vector<std::byte> record_of(const Process& process, const Sent& sent, fuzz::Input& input) {

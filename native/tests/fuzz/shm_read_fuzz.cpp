@@ -55,27 +55,13 @@ struct Files {
 };
 
 void send_part(int socket, std::span<const std::byte> bytes, uint8_t descriptors, const Files& files) {
-  std::array<int, 4> fds;
+  std::array<int, fuzz::kDescriptorsMax> fds;
   size_t count = 0;
   for (; descriptors != 0; descriptors >>= 2) {
     if ((descriptors & 3) != 0)
       fds[count++] = std::array{-1, files.region, files.shorter, files.pipe}[descriptors & 3];
   }
-  alignas(cmsghdr) char control[CMSG_SPACE(4 * sizeof(int))] = {};
-  iovec body{const_cast<std::byte*>(bytes.data()), bytes.size()};
-  msghdr message{};
-  message.msg_iov = &body;
-  message.msg_iovlen = 1;
-  if (count != 0) {
-    message.msg_control = control;
-    message.msg_controllen = CMSG_SPACE(count * sizeof(int));
-    cmsghdr* head = CMSG_FIRSTHDR(&message);
-    head->cmsg_level = SOL_SOCKET;
-    head->cmsg_type = SCM_RIGHTS;
-    head->cmsg_len = CMSG_LEN(count * sizeof(int));
-    std::memcpy(CMSG_DATA(head), fds.data(), count * sizeof(int));
-  }
-  if (!bytes.empty()) (void)::sendmsg(socket, &message, MSG_NOSIGNAL);
+  if (!bytes.empty()) (void)fuzz::send_with(socket, bytes, std::span(fds).first(count));
 }
 
 ShmMapReply map_reply(uint64_t key, uint64_t offset, uint64_t length, wire::OpStatus status) {

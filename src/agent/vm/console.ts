@@ -4,10 +4,11 @@
  * wait. Input goes to the serial socket. QEMU serves one connection to it at a time, so all readers of a VM share one.
  */
 import { type FSWatcher, watch } from 'node:fs';
-import { connect, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { basename, dirname } from 'node:path';
 import { Duplex } from 'node:stream';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { connectUnix } from '../../kit/unix-socket.js';
 import { LogReader } from './log-reader.js';
 
 export const CONSOLE_BACKLOG_BYTES_MAX = 64 * 1024;
@@ -191,7 +192,7 @@ class SharedInput {
 
 function connectTo(path: string): Promise<Socket> {
   return new Promise((resolve, reject) => {
-    const socket = connect({ path });
+    const socket = connectUnix(path);
     const onError = (cause: Error) =>
       reject(new MigrationError('QEMU_GONE', `the serial socket ${path} does not answer`, { cause }));
     socket.once('error', onError);

@@ -20,6 +20,8 @@ export interface VmStart extends Pick<VmRecord, 'state' | 'epoch' | 'accel' | 's
   /** The image of a clone. Absent for any other VM. */
   readonly image?: string;
   readonly identityDue?: IdentityDue;
+  /** Absent: the process has the daemon's user. */
+  readonly qemuUid?: number;
 }
 
 /** Creates the record in `directory`/NAME and removes what was there. The caller has checked that the name is free. */
@@ -60,7 +62,7 @@ export async function createVm(
 }
 
 export interface BringUpOptions
-  extends Pick<LaunchOptions, 'isIncoming' | 'isRegistered' | 'statePath' | 'diskSockets'> {
+  extends Pick<LaunchOptions, 'isIncoming' | 'isRegistered' | 'statePath' | 'diskSockets' | 'cgroups'> {
   /** Default: the value in the spec. */
   readonly hasPreload?: boolean;
 }

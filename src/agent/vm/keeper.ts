@@ -10,6 +10,7 @@ import type { VmExit } from '../../domain/vm.js';
 import type { Registry } from '../../engine/ports/registry.js';
 import type { Log } from '../../kit/log.js';
 import { endProcess, isAlive, waitForExit } from '../../kit/process.js';
+import type { VmCgroups } from '../contain/cgroups.js';
 import { readExitCode, watchExitPort } from './exit-port.js';
 import { removeTaps } from './network.js';
 import { removeRegionFiles } from './ram-files.js';
@@ -35,6 +36,7 @@ export interface KeeperOptions {
   readonly registry: Registry;
   readonly log: Log;
   readonly table: VmTable;
+  readonly cgroups: Promise<VmCgroups>;
 }
 
 const QUIT_TIMEOUT_MS = 5_000;
@@ -123,6 +125,7 @@ export class VmKeeper {
     }
     await removeRegionFiles(this.#options.place, vm.spec);
     await removeTaps(vm.record.taps);
+    await (await this.#options.cgroups).remove(name);
   }
 
   /** Removes the VM and everything that belongs to it. The caller holds the VM's lock. */
@@ -143,6 +146,7 @@ export class VmKeeper {
     vm.memory = null;
     await removeRegionFiles(place, vm.spec);
     await removeTaps(vm.record.taps);
+    await (await this.#options.cgroups).remove(name);
     const owner = await registry.owner(name);
     if (owner?.owner === host && owner.epoch === vm.epoch) await registry.removeOwner(name, vm.epoch);
     await vm.settled();

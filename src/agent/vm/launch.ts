@@ -4,12 +4,15 @@
  * far it came.
  */
 
-import { join } from 'node:path';
+import { chmod, chown, mkdir } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import type { Container } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
 import { failureToError } from '../../native/binding.js';
 import type { NativeBinding, VmMemoryHandle } from '../../native/types.js';
-import { createTaps, inNamespace, joinIsolated } from './network.js';
+import type { VmCgroups } from '../contain/cgroups.js';
+import { createTaps, inNamespace, isIsolated, joinIsolated } from './network.js';
 import { setOomScore } from './oom-score.js';
 import { resetChildPriority } from './priority.js';
 import { createRegionFiles } from './ram-files.js';
@@ -20,6 +23,8 @@ import type { Vm } from './vm.js';
 const START_TIMEOUT_MS = 30_000;
 /** One userfaultfd serves some 150 000 faults a second. More than a few readers only compete for the processors. */
 const SYNC_DESCRIPTORS_MAX = 4;
+/** The group may make files, and nobody removes those of others (sticky). */
+const SOCKET_DIRECTORY_MODE = 0o1770;
 
 export interface LaunchOptions {
   readonly place: RamPlace;
@@ -31,6 +36,8 @@ export interface LaunchOptions {
   readonly isRegistered?: boolean;
   /** For a clone: the file that its device state will come from. */
   readonly statePath?: string;
+  /** The cgroups of the VM, if it is contained. */
+  readonly cgroups: VmCgroups;
   /** For a clone: the sockets of the disks that another host serves, by the disk's id. */
   readonly diskSockets?: Readonly<Record<string, string>>;
 }
@@ -41,7 +48,8 @@ export interface LaunchOptions {
  */
 export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
   await createRegionFiles(options.place, vm.spec, vm.regions, options.native);
-  await createTaps(vm.spec, vm.record.taps);
+  await createTaps(vm.spec, vm.record.taps, vm.record.qemuUid ?? null);
+  const container = await makeContainer(vm, options);
   if (vm.start.signal.aborted) throw startCancelled(vm);
   const preload = listen(vm, options);
   const started = await vm.process.launch({
@@ -52,6 +60,7 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
     isIncoming: options.isIncoming,
     ...(options.statePath === undefined ? {} : { statePath: options.statePath }),
     ...(options.diskSockets === undefined ? {} : { diskSockets: options.diskSockets }),
+    container,
     environment: preload.environment,
     enclose: (command) => inNamespace(vm.spec, command),
     onSpawned: (pid) => {
@@ -67,6 +76,23 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
     const { state, pid, descriptors, ranges } = vm.memory.snapshot();
     await vm.update({ memory: { state, pid, descriptors, ranges } });
   }
+}
+
+/** Makes what a contained process needs, and its directory for sockets. */
+async function makeContainer(vm: Vm, { cgroups, diskSockets = {} }: LaunchOptions): Promise<Container | null> {
+  const { spec, place } = vm;
+  const { qemuUid: uid, taps } = vm.record;
+  if (uid === undefined) return null;
+  await mkdir(place.socketDirectory, { mode: 0o700 });
+  // The process makes its sockets beside those of the daemon, and cannot replace them.
+  await chown(place.socketDirectory, 0, uid);
+  await chmod(place.socketDirectory, SOCKET_DIRECTORY_MODE);
+  return {
+    uid,
+    cgroups: await cgroups.make(spec.name),
+    taps: isIsolated(spec) ? Object.values(taps) : [],
+    socketDirectories: [...new Set(Object.values(diskSockets).map(dirname))],
+  };
 }
 
 function startCancelled(vm: Vm): MigrationError {
@@ -85,7 +111,7 @@ function listen(vm: Vm, options: LaunchOptions): PreloadWait {
       remedy: 'build the native addon, or set preload: false in the VM spec',
     });
   }
-  const socketPath = join(vm.directory, 'preload.sock');
+  const socketPath = join(vm.place.socketDirectory, 'preload.sock');
   const settled = deferred<void>();
   settled.promise.catch(() => undefined);
   let memory: VmMemoryHandle | null = null;
@@ -105,6 +131,7 @@ function listen(vm: Vm, options: LaunchOptions): PreloadWait {
     socketPath,
     regions: vm.regions,
     isIncoming: options.isRegistered ?? options.isIncoming,
+    ...(vm.record.qemuUid === undefined ? {} : { peerUid: vm.record.qemuUid }),
     onEdge: look,
   });
   vm.memory = memory;

@@ -49,14 +49,18 @@ export function inNamespace(spec: VmSpec, command: Command): Command {
 
 /**
  * Makes all taps, or removes them again after a failure. If the VM has isolated NICs, its other NICs are not connected
- * to anything.
+ * to anything. A process of the user `uid` may attach to them; null: only one of the daemon's user.
  */
-export async function createTaps(spec: VmSpec, taps: Readonly<Record<string, string>>): Promise<void> {
+export async function createTaps(
+  spec: VmSpec,
+  taps: Readonly<Record<string, string>>,
+  uid: number | null,
+): Promise<void> {
   if (isIsolated(spec)) return;
   try {
     for (const nic of spec.nics) {
       const tap = taps[nic.id];
-      if (tap !== undefined) await createTap(nic, tap);
+      if (tap !== undefined) await createTap(nic, tap, uid);
     }
   } catch (error) {
     await removeTaps(taps);
@@ -103,7 +107,7 @@ export async function listBridges(): Promise<string[]> {
   return linkNames(['type', 'bridge']);
 }
 
-async function createTap(nic: NicSpec, tap: string): Promise<void> {
+async function createTap(nic: NicSpec, tap: string, uid: number | null): Promise<void> {
   const { bridge } = nic;
   if (bridge !== undefined && !(await listBridges()).includes(bridge)) {
     throw new MigrationError('NOT_FOUND', `NIC ${nic.id}: this host has no bridge ${bridge}`, {
@@ -112,7 +116,8 @@ async function createTap(nic: NicSpec, tap: string): Promise<void> {
   }
   // A tap left by a start that was killed would make `add` fail.
   await removeTaps({ [nic.id]: tap });
-  await ip(['tuntap', 'add', 'dev', tap, 'mode', 'tap'], `NIC ${nic.id}: cannot create tap ${tap}`);
+  const owner = uid === null ? [] : ['user', String(uid)];
+  await ip(['tuntap', 'add', 'dev', tap, 'mode', 'tap', ...owner], `NIC ${nic.id}: cannot create tap ${tap}`);
   if (bridge === undefined) return;
   try {
     await joinBridge(nic, tap);

@@ -5,6 +5,7 @@ import type { Accel, AccelChoice, NicSpec } from '../../domain/vm.js';
 import type { Registry } from '../../engine/ports/registry.js';
 import type { Log } from '../../kit/log.js';
 import type { NativeBinding } from '../../native/types.js';
+import type { QemuUsers } from '../contain/users.js';
 import type { MemoryLimits } from './memory-room.js';
 
 export interface VmManagerOptions {
@@ -23,6 +24,8 @@ export interface VmManagerOptions {
   readonly log: Log;
   /** The back end that runs all VMs of this host. */
   readonly backend: VmBackend;
+  /** The users that QEMU runs as. Null or absent: the daemon's own. */
+  readonly qemuUsers?: QemuUsers | null;
   /** What is missing has the defaults of memory-room.ts. */
   readonly memory?: Partial<MemoryLimits>;
 }

@@ -52,6 +52,8 @@ export interface VmRecord {
   /** The exit code that the guest had written to its exit port before the VM moved here. */
   readonly exitCodeBefore: number | null;
   readonly createdAt: string;
+  /** The user that the process runs as, and the group. Absent: the daemon's own. */
+  readonly qemuUid?: number;
   /** Overlays of the VM's disks are being merged. No job may have the VM, and a restarted daemon ends the merge. */
   readonly isMerging?: boolean;
   /** Set before the merge of this overlay begins, and until its file is gone or the merge has been given up. */
@@ -139,6 +141,7 @@ const recordSchema = z.strictObject({
     .nullable(),
   exitCodeBefore: z.int().min(0).max(255).nullable().default(null),
   createdAt: z.string(),
+  qemuUid: z.int().min(1).exactOptional(),
   isMerging: z.boolean().exactOptional(),
   mergedOverlay: z
     .strictObject({ id: z.string(), path: z.string(), base: z.strictObject({ path: z.string(), format: diskFormat }) })

@@ -8,6 +8,8 @@ import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
 import { Reserve } from '../../durable/reserve.js';
 import { checkSpec } from '../../schemas/vm-spec.js';
+import type { VmCgroups } from '../contain/cgroups.js';
+import { UserPool } from '../contain/users.js';
 import { type BringUpOptions, bringUp, createVm, type VmStart } from './create.js';
 import type { VmKeeper } from './keeper.js';
 import type { MemoryRoom } from './memory-room.js';
@@ -23,6 +25,7 @@ export interface StarterParts {
   readonly table: VmTable;
   readonly keeper: VmKeeper;
   readonly room: MemoryRoom;
+  readonly cgroups: Promise<VmCgroups>;
 }
 
 export class VmStarter {
@@ -31,14 +34,18 @@ export class VmStarter {
   readonly #table: VmTable;
   readonly #keeper: VmKeeper;
   readonly #room: MemoryRoom;
+  readonly #cgroups: Promise<VmCgroups>;
+  readonly #users: UserPool;
   #isClosed = false;
 
-  constructor(options: VmManagerOptions, { place, table, keeper, room }: StarterParts) {
+  constructor(options: VmManagerOptions, { place, table, keeper, room, cgroups }: StarterParts) {
     this.#options = options;
     this.#place = place;
     this.#table = table;
     this.#keeper = keeper;
     this.#room = room;
+    this.#cgroups = cgroups;
+    this.#users = new UserPool(options.qemuUsers ?? null);
   }
 
   /** Refuses further starts. */
@@ -132,15 +139,19 @@ export class VmStarter {
     const context = { place: this.#place, backend: this.#options.backend };
     // A place that does not exist is a clearer reason than one that has no room.
     await regionFiles(this.#place, spec, start.image ?? null);
-    return this.#room.admit(spec, async () => {
-      const vm = await createVm(this.#table.directory, spec, start, context);
-      this.#table.add(vm);
-      return vm;
-    });
+    const uids = () => new Set(this.#table.all().flatMap(({ record }) => record.qemuUid ?? []));
+    return this.#room.admit(spec, () =>
+      this.#users.with(uids, async (uid) => {
+        const user = uid === null ? {} : { qemuUid: uid };
+        const vm = await createVm(this.#table.directory, spec, { ...start, ...user }, context);
+        this.#table.add(vm);
+        return vm;
+      }),
+    );
   }
 
-  async #launch(vm: Vm, options: BringUpOptions): Promise<void> {
-    await bringUp(vm, options, this.#options, this.#place);
+  async #launch(vm: Vm, options: Omit<BringUpOptions, 'cgroups'>): Promise<void> {
+    await bringUp(vm, { ...options, cgroups: await this.#cgroups }, this.#options, this.#place);
     this.#keeper.attach(vm);
   }
 

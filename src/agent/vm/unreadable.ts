@@ -9,7 +9,9 @@ import type { VmBackend, VmPlace } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmView } from '../../domain/vm.js';
 import { VM_RECORD_FILE } from '../../durable/state-format.js';
+import type { ProcessIdentity } from '../../kit/process.js';
 import { accel, imageId } from '../../schemas/words.js';
+import { placeIn } from './vm.js';
 
 export interface UnreadableVm {
   readonly view: VmView;
@@ -31,6 +33,16 @@ const hint = z.looseObject({
   image: imageId.nullable().catch(null),
 });
 
+/** Returns the processes of a VM whose record does not say where its sockets are. */
+export async function strayIn(
+  directory: string,
+  name: string,
+  backend: Pick<VmBackend, 'findStray'>,
+): Promise<readonly ProcessIdentity[]> {
+  const places = [false, true].map((isContained) => placeIn(directory, name, isContained));
+  return (await Promise.all(places.map((place) => backend.findStray(place)))).flat();
+}
+
 /** Describes the VM at `place`, and finds its process by its command line. */
 export async function describeUnreadable(
   place: VmPlace,
@@ -38,7 +50,7 @@ export async function describeUnreadable(
   { host, backend }: { host: string; backend: VmBackend },
 ): Promise<UnreadableVm> {
   const { spec, ...said } = hint.parse(await jsonOf(join(place.directory, VM_RECORD_FILE)));
-  const [process] = await backend.findStray(place);
+  const process = (await strayIn(place.directory, place.name, backend))[0];
   const view: VmView = {
     name: place.name,
     uuid: spec.uuid,

@@ -83,7 +83,7 @@ export class Vm implements ManagedVm {
     // An earlier daemon has been merging.
     this.isHeld = this.mergedOverlay !== null;
     this.#backend = backend;
-    this.place = placeIn(directory, record.spec.name);
+    this.place = placeIn(directory, record.spec.name, record.qemuUid !== undefined);
     this.process = backend.processAt(this.place);
   }
 
@@ -265,15 +265,17 @@ export class Vm implements ManagedVm {
   }
 }
 
-/** The files of a VM in its directory. */
-export function placeIn(directory: string, name: string): VmPlace {
+/** The files of a VM in its directory. A contained process has its sockets in a directory of its user below it. */
+export function placeIn(directory: string, name: string, isContained: boolean): VmPlace {
+  const socketDirectory = isContained ? join(directory, 'qemu') : directory;
   return {
     name,
     directory,
-    serialPath: join(directory, 'serial.sock'),
+    socketDirectory,
+    serialPath: join(socketDirectory, 'serial.sock'),
     serialLogPath: join(directory, 'serial.log'),
     exitPath: exitPath(directory),
-    agentPath: join(directory, 'agent.sock'),
+    agentPath: join(socketDirectory, 'agent.sock'),
     outputPath: join(directory, 'qemu.log'),
   };
 }

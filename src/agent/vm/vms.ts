@@ -16,6 +16,7 @@ import type { GuestEnd } from '../../domain/guest-end.js';
 import type { VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js';
 import { makeDirectoryDurably } from '../../durable/durable-file.js';
 import { Reserve } from '../../durable/reserve.js';
+import { VmCgroups } from '../contain/cgroups.js';
 import { adopt } from './adopt.js';
 import { type StopOptions, VmKeeper } from './keeper.js';
 import { MemoryRoom, ownBytesOf, promisesOf } from './memory-room.js';
@@ -25,7 +26,7 @@ import { RamPlace } from './ram-place.js';
 import { effectiveState, type RecordAmendment, readRecord, reservedBy, type VmRecord } from './record.js';
 import { VmStarter } from './starts.js';
 import { notOurs, VmTable } from './table.js';
-import { describeUnreadable, noRecord } from './unreadable.js';
+import { describeUnreadable, noRecord, strayIn } from './unreadable.js';
 import { type ManagedVm, placeIn, stopForGood, Vm, viewOf, whilePaused } from './vm.js';
 
 export type { VmExit } from '../../domain/vm.js';
@@ -53,7 +54,8 @@ export class VmManager {
     this.#table = new VmTable(host, join(options.stateDir, 'vms'));
     this.room = new MemoryRoom(this.place, options.memory);
     this.room.addHolder(() => promisesOf(this.#table.all()));
-    const shared = { place: this.place, table: this.#table };
+    const cgroups = VmCgroups.open(host, options.stateDir);
+    const shared = { place: this.place, table: this.#table, cgroups };
     this.#keeper = new VmKeeper({ ...shared, host, registry, log });
     this.#starter = new VmStarter(options, { ...shared, keeper: this.#keeper, room: this.room });
   }
@@ -374,7 +376,7 @@ export class VmManager {
       const record = await readRecord(directory);
       if (record === null) {
         // A crash came before the first record, so the VM had no process. One that runs has lost its record.
-        const [stray] = await this.#options.backend.findStray(placeIn(directory, name));
+        const [stray] = await strayIn(directory, name, this.#options.backend);
         if (stray !== undefined) throw noRecord(directory, stray.pid);
         await rm(directory, { recursive: true, force: true });
         return;
@@ -385,7 +387,7 @@ export class VmManager {
       const { native, log } = this.#options;
       if ((await adopt(vm, { keeper: this.#keeper, native, log })) === 'unwanted') await this.#keeper.remove(vm);
     } catch (error) {
-      const place = placeIn(directory, name);
+      const place = placeIn(directory, name, false);
       if (!this.#table.has(name))
         this.#table.addUnreadable(await describeUnreadable(place, toMigrationError(error), this.#options));
       this.#options.log.error(

@@ -24,8 +24,8 @@ import {
   virtualSizeBytes,
 } from './img.js';
 import { askQemu, type InstalledQemu, isKvmUsable, resolveAccel, resolveMachine } from './installed.js';
+import { LAUNCHER } from './launcher/launcher.js';
 import { QemuProcess } from './process.js';
-import { SPOOL_PROGRAM } from './spool.js';
 
 const PROGRAM_DEFAULT = 'qemu-system-x86_64';
 /** A unix socket's path has at most this many bytes. */
@@ -73,9 +73,9 @@ export class QemuBackend implements VmBackend {
     return argumentFiles(spec);
   }
 
-  checkPlace({ directory }: VmPlace): void {
+  checkPlace({ socketDirectory }: VmPlace): void {
     // The monitor has the longest path of all sockets in the directory.
-    const { monitor } = socketsIn(directory);
+    const { monitor } = socketsIn(socketDirectory);
     if (Buffer.byteLength(monitor) <= SOCKET_PATH_BYTES_MAX) return;
     throw new MigrationError('SPEC_INVALID', `the path ${monitor} is too long for a socket`, {
       remedy: 'shorten the name of the VM, or the state directory of the daemon',
@@ -84,15 +84,15 @@ export class QemuBackend implements VmBackend {
 
   /** False if a part of the native build is missing. Then a guest's output can fill the disk. */
   get isOutputBounded(): boolean {
-    return existsSync(SPOOL_PROGRAM);
+    return existsSync(LAUNCHER);
   }
 
   processAt(place: VmPlace): QemuProcess {
-    const spool = this.isOutputBounded ? SPOOL_PROGRAM : null;
-    return new QemuProcess(new QemuConnection(place), { program: this.#program, spool });
+    const hasLauncher = this.isOutputBounded;
+    return new QemuProcess(new QemuConnection(place), { program: this.#program, hasLauncher });
   }
 
-  findStray({ directory }: VmPlace): Promise<readonly ProcessIdentity[]> {
-    return findByArgument(qmpSocketArgument(socketsIn(directory).qmp));
+  findStray({ socketDirectory }: VmPlace): Promise<readonly ProcessIdentity[]> {
+    return findByArgument(qmpSocketArgument(socketsIn(socketDirectory).qmp));
   }
 }

@@ -11,7 +11,7 @@ import { QmpClient, type QmpConnectOptions } from './qmp/client.js';
 const ANSWER_TIMEOUT_MS = 10_000;
 const ANSWER_POLL_MS = 20;
 
-/** The sockets of QEMU in the VM's directory. */
+/** The sockets of QEMU in VmPlace.socketDirectory. */
 export interface QemuSockets {
   /** The QMP socket for the daemon, and a second one for users and other tools. */
   readonly qmp: string;
@@ -42,7 +42,7 @@ export class QemuConnection {
 
   constructor(place: VmPlace, dial: Dial = (path, options) => QmpClient.connect(path, options)) {
     this.place = place;
-    this.sockets = socketsIn(place.directory);
+    this.sockets = socketsIn(place.socketDirectory);
     this.#dial = dial;
   }
 

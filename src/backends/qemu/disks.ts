@@ -15,6 +15,7 @@ import {
   switchToOverlays,
 } from './block.js';
 import type { QemuConnection } from './connection.js';
+import { addFile, changeFileList } from './launcher/file-list.js';
 
 export class QemuDisks implements VmDisks {
   readonly #connection: QemuConnection;
@@ -47,6 +48,7 @@ export class QemuDisks implements VmDisks {
       const overlayNode = overlayNodeName(image, index);
       await closeNode(qmp, overlayNode);
       await create(overlay, index);
+      await changeFileList(place, (list) => addFile(list, overlay.path, 'write'));
       await openOverlay(qmp, overlayNode, overlay.path);
       open.push({ node, overlay: overlayNode });
     }
@@ -59,12 +61,15 @@ export class QemuDisks implements VmDisks {
   }
 
   async merge(overlay: DiskOverlay, atSwitch: AtSwitch): Promise<boolean> {
-    const { qmp } = this.#connection;
+    const { qmp, place } = this.#connection;
     const root = (await activeNodes(qmp)).get(overlay.id)?.node;
     const [top, base] = [await nodeOfFile(qmp, overlay.path), await nodeOfFile(qmp, overlay.base.path)];
     if (root === undefined || top === null || base === null) return false;
+    // The base has only been read until now.
+    await changeFileList(place, (list) => addFile(list, overlay.base.path, 'write'));
     await mergeDown(qmp, { root, top, base, stalledMs: this.stalledMs }, atSwitch);
     await closeFile(qmp, overlay.path);
+    await changeFileList(place, (list) => list.delete(overlay.path));
     return true;
   }
 
@@ -73,9 +78,10 @@ export class QemuDisks implements VmDisks {
   }
 
   async release(path: string): Promise<boolean> {
-    const { qmp } = this.#connection;
+    const { qmp, place } = this.#connection;
     if ((await filesInUse(qmp)).has(path)) return false;
     await closeFile(qmp, path);
+    await changeFileList(place, (list) => list.delete(path));
     return true;
   }
 

@@ -6,10 +6,11 @@
  *
  * Errors: TIMEOUT (no agent answers), QEMU_GONE (the port is closed), QEMU_FAILED (the agent refused), PEER_PROTOCOL.
  */
-import { connect, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
+import { connectUnix } from '../../kit/unix-socket.js';
 import type { GuestAgentLink } from '../backend.js';
 import { LineSplitter } from './qmp/line-splitter.js';
 
@@ -158,7 +159,7 @@ function protocolError(what: string): MigrationError {
 
 function open(path: string): Promise<Socket> {
   return new Promise((resolve, reject) => {
-    const socket = connect({ path });
+    const socket = connectUnix(path);
     const onError = (cause: Error) =>
       reject(new MigrationError('QEMU_GONE', `the port of the guest agent, ${path}, does not answer`, { cause }));
     socket.once('error', onError);

@@ -86,21 +86,25 @@ const chainInfo = z.array(layerInfo).min(1);
 
 /** Returns the file and its backing files, the top first. -U: the files may be in use. */
 export async function chain(path: string, format: DiskFormat): Promise<readonly DiskFile[]> {
-  if (format === 'raw') return [{ path, format }];
+  return (await layersOf(path, format)).flat();
+}
+
+/** Returns the layers, the top first; of each its file, and the one that has its content if that is another. */
+export async function layersOf(path: string, format: DiskFormat): Promise<readonly (readonly DiskFile[])[]> {
+  if (format === 'raw') return [[{ path, format }]];
   const text = await qemuImg(['info', '--output=json', '-U', '--backing-chain', '-f', format, path], TIMEOUT_MS);
   const links = chainInfo.parse(JSON.parse(text));
-  const files = links.flatMap((file, index) => {
+  return links.map((file, index) => {
     const behind = file['full-backing-filename'];
     // The name of a layer may have options (`json:...`), which `filename` does not show, and which name other files.
     if (behind !== undefined && behind !== links[index + 1]?.filename) throw notFiles(path, behind, 'with options');
     const own = { path: index === 0 ? path : file.filename, format: file.format };
     const content = file['format-specific']?.data?.['data-file'];
-    return content === undefined ? [own] : [own, { path: content, format: 'raw' }];
-  });
-  return files.map((file) => {
-    const known = DISK_FORMATS.find((name) => name === file.format);
-    if (known !== undefined && file.path.startsWith('/')) return { path: file.path, format: known };
-    throw notFiles(path, file.path, file.format);
+    return (content === undefined ? [own] : [own, { path: content, format: 'raw' }]).map((each) => {
+      const known = DISK_FORMATS.find((name) => name === each.format);
+      if (known !== undefined && each.path.startsWith('/')) return { path: each.path, format: known };
+      throw notFiles(path, each.path, each.format);
+    });
   });
 }
 

@@ -1,10 +1,11 @@
 /** Loads device state into a QEMU that waits for it, and follows QEMU's result. */
 
-import { connect, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { type Duplex, finished, type Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { type MigrationMode, MODE_TRAITS } from '../../domain/migration.js';
+import { connectUnix } from '../../kit/unix-socket.js';
 import type { NativeArrival, StateImport } from '../backend.js';
 import type { QemuConnection } from './connection.js';
 import { configureIncoming } from './migration.js';
@@ -110,7 +111,7 @@ export class IncomingState implements StateImport {
       throw new MigrationError('CONFLICT', `${name} does not wait for a device state`);
     }
     this.#isAccepting = true;
-    const socket = connect({ path: this.#connection.sockets.stateIn });
+    const socket = connectUnix(this.#connection.sockets.stateIn);
     try {
       await Promise.race([this.loaded(), pump(body, socket).then(() => this.loaded())]);
     } catch (error) {

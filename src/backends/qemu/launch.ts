@@ -1,25 +1,30 @@
 /** Starts the QEMU of one VM: the process first, then the QMP connection. */
+import { mkdir } from 'node:fs/promises';
 import { MigrationError } from '../../domain/errors.js';
-import type { LaunchOrder, StartedVm } from '../backend.js';
+import type { LaunchOrder, StartedVm, VmPlace } from '../backend.js';
 import { qemuArguments } from './command-line.js';
 import type { QemuConnection } from './connection.js';
-import { SPOOLED_SERIAL_PATH, spooled, untilKept } from './spool.js';
+import { changeFileList, writeFileList } from './launcher/file-list.js';
+import { launched, rootPath, SPOOLED_SERIAL_PATH, untilKept } from './launcher/launcher.js';
+import { openedFiles, withoutStart } from './opened-files.js';
 import { outputTail, type StartedProcess, saidBy, startDetached } from './start.js';
 
 /** A cold start takes 50 ms. The limit allows for a machine that is busy with hundreds of starts. */
 const START_TIMEOUT_MS = 30_000;
 const OUTPUT_KEPT_MS = 500;
 
-/** `spool`: the program that bounds the logs, or null if there is none. Then the logs grow without limit. */
+/** `hasLauncher`: if the launcher is missing, the logs grow without limit, and nothing can be contained. */
 export async function launch(
   connection: QemuConnection,
-  { program, spool }: { program: string; spool: string | null },
+  { program, hasLauncher }: { program: string; hasLauncher: boolean },
   order: LaunchOrder,
 ): Promise<StartedVm> {
   const { place } = connection;
-  const serialLogPath = spool === null ? place.serialLogPath : SPOOLED_SERIAL_PATH;
+  const { container } = order;
+  if (container !== null) await prepareContainer(order, place, hasLauncher);
+  const serialLogPath = hasLauncher ? SPOOLED_SERIAL_PATH : place.serialLogPath;
   const qemu = { program, args: commandLine(connection, order, serialLogPath), environment: order.environment };
-  const command = order.enclose(spool === null ? qemu : spooled(qemu, spool, place));
+  const command = order.enclose(hasLauncher ? launched(qemu, place, container) : qemu);
   const started = await startDetached(command.program, command.args, {
     outputPath: place.outputPath,
     directory: place.directory,
@@ -29,6 +34,20 @@ export async function launch(
   });
   connection.started();
   return { ...started, ready: (mapped, signal) => ready(connection, started, mapped, signal) };
+}
+
+async function prepareContainer(order: LaunchOrder, place: VmPlace, hasLauncher: boolean): Promise<void> {
+  if (!hasLauncher) {
+    throw new MigrationError(
+      'UNSUPPORTED',
+      'the program vmigrate-launcher is missing, so that QEMU cannot be contained',
+      {
+        remedy: 'build the native parts again (npm run build:native), or set security.qemuUser: root',
+      },
+    );
+  }
+  await mkdir(rootPath(place), { recursive: true, mode: 0o700 });
+  await writeFileList(place, await openedFiles(order));
 }
 
 async function ready(
@@ -51,6 +70,7 @@ async function ready(
     // QEMU makes its sockets before its memory. So with a preload the sockets exist when the memory is mapped.
     await mapped(signal);
     await connection.open({ timeoutMs: START_TIMEOUT_MS, signal, isRetrying: true });
+    await changeFileList(connection.place, withoutStart);
   })();
   // QMP closes before the exit of QEMU is reported. QEMU's own message is the better reason, so the code waits for it.
   const answeringOrDied = answering.catch(async (error: unknown) => {

@@ -4,12 +4,12 @@
  */
 
 import { once } from 'node:events';
-import { unlink } from 'node:fs/promises';
-import { connect, createServer, type Socket } from 'node:net';
+import { createServer, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../../domain/errors.js';
 import { joinStreams } from '../../kit/join-streams.js';
+import { connectUnix, listenUnix } from '../../kit/unix-socket.js';
 import type { NativeMoveOrder, OpenStream } from '../backend.js';
 import type { QemuConnection } from './connection.js';
 import { configureOutgoing } from './migration.js';
@@ -86,7 +86,7 @@ async function whilePausing<T>(qmp: QmpClient, attempt: () => Promise<T>): Promi
 
 /** Each end may be the first that has nothing more to say. Throws CONFLICT if QEMU does not wait there. */
 export async function connectHalfOpen(path: string): Promise<Socket> {
-  const socket = connect({ path, allowHalfOpen: true });
+  const socket = connectUnix(path, { allowHalfOpen: true });
   try {
     await once(socket, 'connect');
   } catch (cause) {
@@ -114,9 +114,7 @@ async function throughTunnel(
   server.maxConnections = 1;
   const watch = new MigrationWatch(connection.qmp);
   try {
-    await unlink(path).catch(() => undefined);
-    server.listen(path);
-    await once(server, 'listening');
+    await listenUnix(server, path);
     await begin(`unix:${path}`, watch);
   } catch (error) {
     // QEMU learns of it, and is then as it was before.

@@ -11,6 +11,7 @@ import { unlink } from 'node:fs/promises';
 import { createServer, type Server, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../../domain/errors.js';
+import { listenUnix } from '../../kit/unix-socket.js';
 import type { StateConsumer, StateExport } from '../backend.js';
 import type { QemuConnection } from './connection.js';
 import { configureOutgoing } from './migration.js';
@@ -42,11 +43,9 @@ export class OutgoingState implements StateExport {
   static async listen(connection: QemuConnection): Promise<OutgoingState> {
     await configureOutgoing(connection.qmp, ['events', 'x-ignore-shared', 'pause-before-switchover']);
     const path = connection.sockets.stateOut;
-    await unlink(path).catch(() => undefined);
     const server = createServer();
     server.maxConnections = 1;
-    server.listen(path);
-    await once(server, 'listening');
+    await listenUnix(server, path);
     return new OutgoingState(connection, server);
   }
 

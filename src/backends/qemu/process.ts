@@ -26,11 +26,11 @@ import { GuestAgent } from './guest-agent.js';
 import { EXIT_BYTES_MAX, EXIT_CHARDEV, EXIT_DEVICE } from './identity-devices.js';
 import { IncomingState } from './incoming-state.js';
 import { launch } from './launch.js';
+import { untilKept } from './launcher/launcher.js';
 import { cancelAndRun, cancelMigration, nativeMove, nativeReading, nativeRecover } from './native-migration.js';
 import { replaceNics } from './nic-replace.js';
 import { OutgoingState } from './outgoing-state.js';
 import type { QmpClient, QmpEvent } from './qmp/client.js';
-import { untilKept } from './spool.js';
 import { withOutput } from './start.js';
 
 const CONNECT_TIMEOUT_MS = 5_000;
@@ -46,9 +46,9 @@ export class QemuProcess implements VmProcess {
   readonly facts: VmFacts;
   readonly disks: VmDisks;
   readonly #connection: QemuConnection;
-  readonly #programs: { readonly program: string; readonly spool: string | null };
+  readonly #programs: { readonly program: string; readonly hasLauncher: boolean };
 
-  constructor(connection: QemuConnection, programs: { program: string; spool: string | null }) {
+  constructor(connection: QemuConnection, programs: { program: string; hasLauncher: boolean }) {
     this.#connection = connection;
     this.#programs = programs;
     this.facts = new QemuFacts(connection);

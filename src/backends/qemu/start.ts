@@ -6,7 +6,7 @@ import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { LIMITS, limitInText, limitOfError } from '../../domain/limits.js';
 import { type ChildExit, identityOf, type ProcessIdentity } from '../../kit/process.js';
 import type { VmPlace } from '../backend.js';
-import { untilKept } from './spool.js';
+import { untilKept } from './launcher/launcher.js';
 
 const OUTPUT_TAIL_BYTES = 2048;
 /** When QEMU ends, it closes its QMP connection before all of its output is written. */

@@ -3,7 +3,7 @@
  * connect; each connection is passed on to that host (`Peers.openDisk`). If the host does not answer, the connection
  * ends, and the clone's process tries again for a while. So a clone needs no key, and no daemon needs to live on.
  */
-import { chmod, mkdir, rm } from 'node:fs/promises';
+import { chmod, link, mkdir, rm } from 'node:fs/promises';
 import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
@@ -109,15 +109,28 @@ export class DiskReader {
   async #listenAll({ id, served, spec }: ImageRecord): Promise<Record<string, string>> {
     const sockets: Record<string, string> = {};
     for (const disk of served?.disks ?? []) {
-      // A name of fixed length, because the path of a socket is short.
+      // Names of fixed length, because the path of a socket is short.
       const index = spec.disks.findIndex((other) => other.id === disk);
       const path = join(this.#directory, `${id}-${index}.sock`);
-      sockets[disk] = path;
       await this.#locks.hold(path, async () => {
         if (!this.#servers.has(path)) await this.#listen(path, { host: served?.host ?? '', image: id, disk });
+        sockets[disk] = await this.#linkForContained(path, id, index);
       });
     }
     return sockets;
+  }
+
+  /**
+   * Gives the socket a second name in a directory of its image, the only one that the image's clones see if they are
+   * contained. The first name is that of clones which an earlier build has started.
+   */
+  async #linkForContained(path: string, image: string, index: number): Promise<string> {
+    const directory = join(this.#directory, image);
+    const name = join(directory, `${index}.sock`);
+    await mkdir(directory, { recursive: true });
+    await rm(name, { force: true });
+    await link(path, name);
+    return name;
   }
 
   async #listen(path: string, place: Place): Promise<void> {
@@ -135,7 +148,8 @@ export class DiskReader {
       server.listen(path, resolve);
     });
     server.on('error', () => undefined);
-    await chmod(path, 0o600);
+    // Only this daemon, and the clones that are shown the directory of the image, get as far as the socket.
+    await chmod(path, 0o666);
     this.#servers.set(path, { server, image: place.image });
   }
 
@@ -171,6 +185,7 @@ export class DiskReader {
     const { images, log } = this.#context;
     for (const [path, { image, server }] of this.#servers) {
       if (images.has(image)) continue;
+      void rm(join(this.#directory, image), { recursive: true, force: true }).catch(() => undefined);
       this.#closeServer(path, server).catch((error: unknown) => {
         log.warn({ image, err: toMigrationError(error) }, 'the socket of a disk cannot be removed');
       });

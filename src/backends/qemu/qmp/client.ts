@@ -9,10 +9,11 @@
  * PEER_PROTOCOL.
  */
 import { EventEmitter } from 'node:events';
-import { connect, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../../../domain/errors.js';
 import { deferred } from '../../../kit/deferred.js';
+import { connectUnix } from '../../../kit/unix-socket.js';
 import { LineSplitter } from './line-splitter.js';
 import type { QmpCommands } from './schema.js';
 
@@ -336,7 +337,7 @@ async function openSocket(
 
 function connectOnce(path: string, signal: AbortSignal): Promise<Socket> {
   return new Promise((resolve, reject) => {
-    const socket = connect({ path });
+    const socket = connectUnix(path);
     const onAbort = () => socket.destroy(new Error('aborted'));
     signal.addEventListener('abort', onAbort, { once: true });
     socket.once('connect', () => {

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { LogReader } from '../../../../src/agent/vm/log-reader.js';
-import { SPOOL_PROGRAM } from '../../../../src/backends/qemu/spool.js';
+import { LAUNCHER } from '../../../../src/backends/qemu/launcher/launcher.js';
 
 let directory: string;
 let path: string;
@@ -65,7 +65,7 @@ test('a backlog goes back into older files, and a reader that was overtaken goes
 function spooled(limitBytes: number, keepCount: number, script: string) {
   const limits = ['--limit', String(limitBytes), '--keep', String(keepCount), '--mark', join(directory, 'mark')];
   const logs = ['--log', '1', path, '--log', '100', join(directory, 'serial')];
-  return spawn(SPOOL_PROGRAM, [...limits, ...logs, '--env', 'WORD=yes', '--', 'bash', '-c', script], {
+  return spawn(LAUNCHER, [...limits, ...logs, '--env', 'WORD=yes', '--', 'bash', '-c', script], {
     stdio: 'ignore',
     detached: true,
   });
@@ -95,7 +95,7 @@ test('the spool keeps the end of what a program writes, and nothing else of the 
 
 test('a program that cannot be started says so in its log', async () => {
   const child = spawn(
-    SPOOL_PROGRAM,
+    LAUNCHER,
     ['--limit', '1000', '--keep', '1', '--mark', join(directory, 'mark'), '--log', '1', path, '--', '/no/such/program'],
     { stdio: 'ignore' },
   );

@@ -4,7 +4,7 @@ import type { QmpClient } from '../../../../src/backends/qemu/qmp/client.js';
 
 const GONE = expect.objectContaining({ code: 'QEMU_GONE' });
 const PLACE = {
-  ...{ name: 'web', directory: '/s/web', serialPath: '', serialLogPath: '' },
+  ...{ name: 'web', directory: '/s/web', socketDirectory: '/s/web', serialPath: '', serialLogPath: '' },
   ...{ exitPath: '', agentPath: '', outputPath: '' },
 };
 

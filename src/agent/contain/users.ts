@@ -1,0 +1,44 @@
+/** The users that the processes of VMs run as: one for all, or one for each VM. */
+import { MigrationError } from '../../domain/errors.js';
+
+/** The uids from `from` on. No account of the host should have one of them. */
+export interface QemuUsers {
+  readonly from: number;
+  /** 1: all VMs have the same user. */
+  readonly count: number;
+}
+
+export class UserPool {
+  readonly #users: QemuUsers | null;
+  /** Taken by starts whose VM is in no table yet. */
+  readonly #taken = new Set<number>();
+
+  /** `users` null: processes have the daemon's user. */
+  constructor(users: QemuUsers | null) {
+    this.#users = users;
+  }
+
+  /**
+   * Runs `create` with a uid that no VM has. `inUse` has those of all VMs of this host, and of the created one when
+   * `create` has resolved. Throws OUT_OF_MEMORY if none is left.
+   */
+  async with<T>(inUse: () => ReadonlySet<number>, create: (uid: number | null) => Promise<T>): Promise<T> {
+    if (this.#users === null) return create(null);
+    const { from, count } = this.#users;
+    if (count === 1) return create(from);
+    const used = inUse();
+    let uid = from;
+    while (used.has(uid) || this.#taken.has(uid)) uid++;
+    if (uid >= from + count) {
+      throw new MigrationError('OUT_OF_MEMORY', `each of the ${count} users for VMs has one`, {
+        remedy: 'remove VMs that have ended, or raise security.qemuUser.count',
+      });
+    }
+    this.#taken.add(uid);
+    try {
+      return await create(uid);
+    } finally {
+      this.#taken.delete(uid);
+    }
+  }
+}

@@ -1,0 +1,12 @@
+/**
+ * Whom QEMU runs as in tests with real daemons or a real agent: VMIGRATE_TEST_QEMU_USER is `root`, or the first uid of
+ * those for VMs.
+ */
+import type { QemuUsers } from '../../src/agent/contain/users.js';
+
+const asked = process.env['VMIGRATE_TEST_QEMU_USER'] ?? 'root';
+
+/** As VmManager takes it. */
+export const QEMU_USERS: QemuUsers | null = asked === 'root' ? null : { from: Number(asked), count: 4096 };
+/** As the configuration takes it. */
+export const QEMU_USER_CONFIG = QEMU_USERS ?? 'root';
