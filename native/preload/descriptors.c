@@ -4,7 +4,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "preload/preload.h"
@@ -18,9 +17,6 @@
 #endif
 #ifndef UFFD_FEATURE_WP_ASYNC
 #define UFFD_FEATURE_WP_ASYNC (1 << 15)
-#endif
-#ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
 
 #define WRITE_PROTECT_FEATURES \
@@ -49,26 +45,10 @@ int vmg_move_high(int fd) {
   return moved;
 }
 
-/* The system call needs root, CAP_SYS_PTRACE or a sysctl; the device needs permission on the device
- * (Linux 6.1). */
-static int open_userfaultfd(void) {
-  int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-  if (fd >= 0 || (errno != EPERM && errno != ENOSYS)) return fd;
-  int saved_errno = errno;
-  int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-  if (device >= 0) {
-    fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-    saved_errno = errno;
-    close(device);
-  }
-  errno = saved_errno;
-  return fd;
-}
-
 /* UFFDIO_API works once per descriptor and fixes its features. So the kernel's features are queried on a
  * descriptor that is then closed. */
 static bool query_features(uint64_t* features) {
-  int fd = open_userfaultfd();
+  int fd = vmg_userfaultfd(O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) {
     vmg_complain("userfaultfd: %s", strerror(errno));
     return false;
@@ -82,7 +62,7 @@ static bool query_features(uint64_t* features) {
 }
 
 static bool add_descriptor(struct vmg_descriptors* descriptors, uint64_t features, uint8_t kind) {
-  int fd = open_userfaultfd();
+  int fd = vmg_userfaultfd(O_CLOEXEC | O_NONBLOCK);
   struct uffdio_api api = {.api = UFFD_API, .features = features};
   if (fd < 0 || ioctl(fd, UFFDIO_API, &api) != 0) {
     vmg_complain("userfaultfd with features %#llx: %s", (unsigned long long)features, strerror(errno));

@@ -11,7 +11,8 @@
  *     | -- REGION ------------------------------> |  registers the range
  *     | <------------------ ACK ----------------- |  mmap returns only now
  *
- * Guarantees. A process without VMIGRATE_PRELOAD_SOCKET is not changed in any way. With it, a region file is
+ * Guarantees. A process without VMIGRATE_PRELOAD_SOCKET is not changed in any way, but that it gets
+ * userfaultfds if it may open /dev/userfaultfd (userfaultfd.c). With the variable, a region file is
  * either mapped and known to the agent or not mapped at all: any failure here makes the mapping call fail.
  * Descriptors and connection stay open for the life of the process. If the last userfaultfd were closed, the
  * kernel would answer the guest's faults with zeros.
@@ -71,6 +72,9 @@ bool vmg_config_take(struct vmg_config* config);
  * error was reported on stderr, and nothing is left open. */
 bool vmg_descriptors_open(unsigned sync_count, struct vmg_descriptors* descriptors);
 void vmg_descriptors_close(struct vmg_descriptors* descriptors);
+
+/* As userfaultfd(2), or by the device if that call is not permitted. */
+int vmg_userfaultfd(int flags);
 
 /* Moves `fd` to a high number, close-on-exec, and closes the old number. -1 with errno if there is no room
  * (`fd` is then closed too). */

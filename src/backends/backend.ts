@@ -120,6 +120,8 @@ export interface Container {
   readonly cgroups: readonly string[];
   /** Taps that are made for the process in its own network namespace. Others exist, and belong to the user. */
   readonly taps: readonly string[];
+  /** The process makes userfaultfds not only for the preload at its start, but later, for its own post-copy. */
+  readonly hasPostcopy: boolean;
   /** Directories with sockets of the daemon to which the process connects. */
   readonly socketDirectories: readonly string[];
 }

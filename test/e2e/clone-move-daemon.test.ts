@@ -15,6 +15,7 @@ import type { VmView } from '../../src/domain/vm.js';
 import { answersAt } from '../hosts/arping.js';
 import { Cluster, eventually, runCommand } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
+import { socketDirectoryIn } from '../support/qemu-user.js';
 
 const SETTLE_MS = 120_000;
 /** The parent's address. Its clones take the addresses after it (guest/init). */
@@ -51,9 +52,12 @@ it('vmigrate moves one, by tcp of its own accord, and refuses what cannot be', a
   const guest = new Guest(cluster, 'c-0');
   await guest.expectProgress('A', 2);
   // QEMU keeps the same when the guest writes to its exit port.
-  const monitor = await QmpClient.connect(join(cluster.hostDirectory('A'), 'state/vms/c-0/monitor.sock'), {
-    timeoutMs: 10_000,
-  });
+  const monitor = await QmpClient.connect(
+    join(socketDirectoryIn(join(cluster.hostDirectory('A'), 'state/vms/c-0')), 'monitor.sock'),
+    {
+      timeoutMs: 10_000,
+    },
+  );
   await monitor.executeUntyped('ringbuf-write', { device: 'chr-exit', data: '7\n' });
   monitor.close();
   const moved = await cluster.json<MigrationReport>('A', 'vmigrate', 'c-0', 'B', '--postcopy');

@@ -15,6 +15,7 @@ import { loadNativeBinding } from '../../src/native/binding.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { agentInitrd, Guest } from '../hosts/guest.js';
 import { codeOf, VmHost, vmSpec } from '../hosts/vm-host.js';
+import { socketDirectoryIn } from '../support/qemu-user.js';
 
 const MOVE_MS = 60_000;
 
@@ -76,7 +77,10 @@ afterAll(() => cluster?.destroy());
 
 /** Runs a command in the guest by its agent, while it is on B. The answer may not come any more. */
 async function tellGuest(name: string, ...command: string[]): Promise<void> {
-  const agent = await GuestAgent.connect(join(cluster.hostDirectory('B'), `state/vms/${name}/agent.sock`), MOVE_MS);
+  const agent = await GuestAgent.connect(
+    join(socketDirectoryIn(join(cluster.hostDirectory('B'), `state/vms/${name}`)), 'agent.sock'),
+    MOVE_MS,
+  );
   await agent.execute('guest-exec', { path: '/bin/busybox', arg: command }).catch(() => undefined);
   agent.close();
 }

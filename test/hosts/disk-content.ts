@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import type { ManagedVm } from '../../src/agent/vm/vms.js';
 import { QmpClient } from '../../src/backends/qemu/qmp/client.js';
+import { socketDirectoryIn } from '../support/qemu-user.js';
 import { qmpOf } from './qmp.js';
 
 const run = promisify(execFile);
@@ -23,7 +24,7 @@ export async function diskContent(vm: ManagedVm, disk: string): Promise<Buffer> 
 
 /** The same of a VM of a daemon in another process. `directory` is the VM's. */
 export async function diskContentIn(directory: string, disk: string): Promise<Buffer> {
-  const qmp = await QmpClient.connect(join(directory, 'monitor.sock'), { timeoutMs: READ_MS });
+  const qmp = await QmpClient.connect(join(socketDirectoryIn(directory), 'monitor.sock'), { timeoutMs: READ_MS });
   try {
     const drives = (await qmp.executeUntyped('query-block')) as Drive[];
     const drive = drives.find(({ qdev }) => qdev?.startsWith(`/machine/peripheral/${disk}/`) === true);
@@ -41,7 +42,7 @@ interface Drive {
 }
 
 async function nodeContent(qmp: QmpClient, node: string, directory: string): Promise<Buffer> {
-  const [socket, copy] = [join(directory, 'export.sock'), join(directory, 'export.raw')];
+  const [socket, copy] = [join(socketDirectoryIn(directory), 'export.sock'), join(directory, 'export.raw')];
   await qmp.executeUntyped('nbd-server-start', { addr: { type: 'unix', data: { path: socket } } });
   try {
     await qmp.executeUntyped('block-export-add', {

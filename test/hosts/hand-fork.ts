@@ -14,6 +14,8 @@ import type { ManagedVm } from '../../src/agent/vm/vms.js';
 import { configureIncoming, configureOutgoing } from '../../src/backends/qemu/migration.js';
 import { MigrationWatch } from '../../src/backends/qemu/migration-watch.js';
 import type { CloneNetwork } from '../../src/domain/fork.js';
+import { listenUnix } from '../../src/kit/unix-socket.js';
+import { socketDirectoryIn } from '../support/qemu-user.js';
 import { eventually } from './cluster.js';
 import { qmpOf } from './qmp.js';
 import type { VmHost } from './vm-host.js';
@@ -32,7 +34,7 @@ export class HandFork {
   static async make(host: VmHost, parent: ManagedVm, cloneCount: number, network: CloneNetwork): Promise<HandFork> {
     const { vms } = host;
     const statePath = join(host.directory, 'device.state');
-    await saveState(parent, statePath, join(host.directory, 'out.sock'));
+    await saveState(parent, statePath, join(socketDirectoryIn(parent.directory), 'out.sock'));
     const files = await imageFiles(vms.place, parent.spec.memory, FORK);
     await createImageFiles(vms.place, FORK, files, { native: null, parent: parent.regions });
     const order = { fork: FORK, cloneCount, namePrefix: 'clone', parent: parent.spec, network, macsTaken: new Set('') };
@@ -90,8 +92,7 @@ export function heard(host: VmHost, name: string, wanted: RegExp): Promise<RegEx
 
 async function saveState(vm: ManagedVm, statePath: string, socketPath: string): Promise<void> {
   const server = createServer();
-  server.listen(socketPath);
-  await once(server, 'listening');
+  await listenUnix(server, socketPath);
   await configureOutgoing(qmpOf(vm), ['events', 'x-ignore-shared']);
   await qmpOf(vm).execute('stop');
   const saved = once(server, 'connection').then(([socket]) => pipeline(socket as Socket, createWriteStream(statePath)));

@@ -73,6 +73,7 @@ export async function bringUp(
   manager: VmManagerOptions,
   place: RamPlace,
 ): Promise<void> {
+  const isContained = vm.record.qemuUid !== undefined;
   const isPreloaded = hasPreload && vm.regions.length > 0;
   if (isPreloaded && manager.preloadPath === null) {
     throw new MigrationError('UNSUPPORTED', 'this daemon has no preload library', {
@@ -85,6 +86,7 @@ export async function bringUp(
     place,
     native: manager.native,
     preloadPath: isPreloaded ? manager.preloadPath : null,
+    postcopyLibrary: isContained && !isPreloaded && launchOptions.isIncoming ? manager.preloadPath : null,
   });
 }
 

@@ -31,6 +31,8 @@ export interface LaunchOptions {
   readonly native: NativeBinding | null;
   /** Null: start without the preload. */
   readonly preloadPath: string | null;
+  /** The library by which a contained process makes userfaultfds of its own. Null: there is none, or no need. */
+  readonly postcopyLibrary: string | null;
   readonly isIncoming: boolean;
   /** If true, missing pages of the regions raise faults from the first mapping on. Default: as isIncoming. */
   readonly isRegistered?: boolean;
@@ -79,7 +81,10 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
 }
 
 /** Makes what a contained process needs, and its directory for sockets. */
-async function makeContainer(vm: Vm, { cgroups, diskSockets = {} }: LaunchOptions): Promise<Container | null> {
+async function makeContainer(
+  vm: Vm,
+  { cgroups, postcopyLibrary, diskSockets = {} }: LaunchOptions,
+): Promise<Container | null> {
   const { spec, place } = vm;
   const { qemuUid: uid, taps } = vm.record;
   if (uid === undefined) return null;
@@ -90,6 +95,7 @@ async function makeContainer(vm: Vm, { cgroups, diskSockets = {} }: LaunchOption
   return {
     uid,
     cgroups: await cgroups.make(spec.name),
+    hasPostcopy: postcopyLibrary !== null,
     taps: isIsolated(spec) ? Object.values(taps) : [],
     socketDirectories: [...new Set(Object.values(diskSockets).map(dirname))],
   };
@@ -105,7 +111,10 @@ interface PreloadWait {
 }
 
 function listen(vm: Vm, options: LaunchOptions): PreloadWait {
-  if (options.preloadPath === null) return { environment: {}, complete: () => Promise.resolve() };
+  if (options.preloadPath === null) {
+    const { postcopyLibrary: library } = options;
+    return { environment: library === null ? {} : { LD_PRELOAD: library }, complete: () => Promise.resolve() };
+  }
   if (options.native === null) {
     throw new MigrationError('UNSUPPORTED', 'the native addon is not built, and the preload needs it', {
       remedy: 'build the native addon, or set preload: false in the VM spec',

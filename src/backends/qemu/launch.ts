@@ -33,7 +33,8 @@ export async function launch(
     onSpawned: order.onSpawned,
   });
   connection.started();
-  return { ...started, ready: (mapped, signal) => ready(connection, started, mapped, signal) };
+  const hasPostcopy = container?.hasPostcopy === true;
+  return { ...started, ready: (mapped, signal) => ready(connection, { ...started, hasPostcopy }, mapped, signal) };
 }
 
 async function prepareContainer(order: LaunchOrder, place: VmPlace, hasLauncher: boolean): Promise<void> {
@@ -52,7 +53,7 @@ async function prepareContainer(order: LaunchOrder, place: VmPlace, hasLauncher:
 
 async function ready(
   connection: QemuConnection,
-  { exited }: StartedProcess,
+  { exited, hasPostcopy }: StartedProcess & { hasPostcopy: boolean },
   mapped: (signal: AbortSignal) => Promise<void>,
   cancelled: AbortSignal,
 ): Promise<void> {
@@ -70,7 +71,7 @@ async function ready(
     // QEMU makes its sockets before its memory. So with a preload the sockets exist when the memory is mapped.
     await mapped(signal);
     await connection.open({ timeoutMs: START_TIMEOUT_MS, signal, isRetrying: true });
-    await changeFileList(connection.place, withoutStart);
+    if (!hasPostcopy) await changeFileList(connection.place, withoutStart);
   })();
   // QMP closes before the exit of QEMU is reported. QEMU's own message is the better reason, so the code waits for it.
   const answeringOrDied = answering.catch(async (error: unknown) => {

@@ -11,6 +11,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { QmpClient } from '../../../src/backends/qemu/qmp/client.js';
 import { eventually } from '../../hosts/cluster.js';
 import { ForkHost } from '../../hosts/fork-host.js';
+import { socketDirectoryIn } from '../../support/qemu-user.js';
 
 const SECTORS = 2048;
 const SECTOR_BYTES = 512;
@@ -147,7 +148,9 @@ test('a fork that is given up leaves the parent on its own file', async () => {
   await agent.forks.prepareClones(other);
   const console = connect({ path: vms.serialPaths('undone').socket });
   console.resume().on('error', () => undefined);
-  const monitor = await QmpClient.connect(join(vms.directoryOf('undone'), 'monitor.sock'), { timeoutMs: 10_000 });
+  const monitor = await QmpClient.connect(join(socketDirectoryIn(vms.directoryOf('undone')), 'monitor.sock'), {
+    timeoutMs: 10_000,
+  });
   await forks.host.stop();
   console.write('poweroff\n');
   await eventually('the guest has ended', 60_000, async () =>

@@ -15,6 +15,7 @@ import type { VmView } from '../../../src/domain/vm.js';
 import { Cluster, eventually } from '../../hosts/cluster.js';
 import { Guest } from '../../hosts/guest.js';
 import { AGENT_POINTS_AFTER_COMMIT, AGENT_POINTS_BEFORE_COMMIT, Parking } from '../../hosts/parking.js';
+import { socketDirectoryIn } from '../../support/qemu-user.js';
 
 const BEFORE_COMMIT = ['before:reserveParent', ...AGENT_POINTS_BEFORE_COMMIT];
 const AFTER_COMMIT = [
@@ -145,7 +146,7 @@ describe('a daemon that is killed between the commit and the go', () => {
 
   /** QEMU's own word for the state of a VM, by the socket for users. */
   async function statusOf(name: string): Promise<string> {
-    const path = join(cluster.hostDirectory('A'), 'state', 'vms', name, 'monitor.sock');
+    const path = join(socketDirectoryIn(join(cluster.hostDirectory('A'), 'state', 'vms', name)), 'monitor.sock');
     const monitor = await QmpClient.connect(path, { timeoutMs: 10_000 });
     const { status } = await monitor.execute('query-status');
     monitor.close();
