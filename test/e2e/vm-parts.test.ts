@@ -54,10 +54,10 @@ test('a tap on a bridge, in a network of its own', async () => {
       ip('link', 'add', 'br0', 'type', 'bridge');
       const spec = parseSpec({ name: 'vm', memory: { size: '64M' }, nics: [{ bridge: 'br0' }, {}] });
       const taps = tapNames('A', spec);
-      await createTaps(spec, taps);
+      await createTaps(spec, taps, 64055);
       const joined = ip('link', 'show', 'master', 'br0');
       // The tap already exists, as after a crash.
-      await createTaps(spec, taps);
+      await createTaps(spec, taps, null);
       await removeTaps(taps);
       await removeTaps(taps);
       const left = ip('-o', 'link', 'show').split('\\n').filter((line) => line.includes('vmg'));
