@@ -36,7 +36,7 @@ describe('three hosts with RDMA make six clones of a nested guest', () => {
     ['plain', 16, 'while the parent runs on'],
     ['packetsLost', LOSSY_TOUCH_MIB, `when ${LOSS_PERCENT} % of all packets are lost`],
     ['multicast', 4, `which a multicast by RDMA brings while ${LOSS_PERCENT} % of all packets are lost`],
-    ['tree', 4, 'of which one host reads from another that reads from the root'],
+    ['tree', 8, 'of which one host reads from another that reads from the root'],
   ])('%s, with %i MiB: %s', (name, touchMiB) => {
     const fork = facts.get(name);
     expect(fork, run.output).toBeDefined();

@@ -18,7 +18,11 @@ export interface BedHost extends TestHost {
 export class BedNetwork implements HostNetwork<BedHost> {
   readonly hosts: readonly BedHost[];
   /** Emulated processors are about thirty times slower, so the first inventory of a daemon takes seconds. */
-  readonly daemonConfig = { limits: { callMsMax: 30_000, recoveryMsMax: 240_000 } };
+  readonly daemonConfig = {
+    limits: { callMsMax: 30_000, recoveryMsMax: 240_000 },
+    // So slow that a host still hears most of it if its daemon takes its seat seconds after the others.
+    multicast: { bandwidth: '1M' },
+  };
 
   readonly startsAtOnce = 1;
   readonly daemonReadyMs = 180_000;

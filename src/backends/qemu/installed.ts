@@ -11,7 +11,8 @@ import { MigrationError } from '../../domain/errors.js';
 import type { Accel, AccelChoice } from '../../domain/vm.js';
 
 const run = promisify(execFile);
-const ASK_TIMEOUT_MS = 10_000;
+/** Only a program that hangs is given up. A host under load may take seconds to load QEMU. */
+const ASK_TIMEOUT_MS = 30_000;
 
 export interface InstalledQemu {
   readonly program: string;
@@ -26,9 +27,13 @@ export interface InstalledQemu {
 export async function askQemu(program: string): Promise<InstalledQemu> {
   try {
     const options = { timeout: ASK_TIMEOUT_MS };
-    const version = (await run(program, ['--version'], options)).stdout;
-    const machines = parseMachines((await run(program, ['-machine', 'help'], options)).stdout);
-    return { program, version: /version (\d+(\.\d+)+)/.exec(version)?.[1] ?? 'unknown', ...machines };
+    const text = (await run(program, ['--version'], options)).stdout;
+    const version = /version (\d+(\.\d+)+)/.exec(text)?.[1];
+    // At the time limit Node drops the output, and calls that a success if the program has just ended.
+    if (version === undefined) throw new Error('it does not say which version it is');
+    const { machines, aliases } = parseMachines((await run(program, ['-machine', 'help'], options)).stdout);
+    if (machines.length === 0) throw new Error('it does not say which machine types it has');
+    return { program, version, machines, aliases };
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error);
     throw new MigrationError('UNSUPPORTED', `${program} does not work: ${message}`, {

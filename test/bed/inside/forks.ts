@@ -31,8 +31,12 @@ const FORKS: readonly Fork[] = [
   { name: 'plain', lossPercent: 0, touchMiB: 16, parent: 'continue' },
   { name: 'packetsLost', lossPercent, touchMiB: lossyTouchMiB, parent: 'stop' },
   { name: 'multicast', lossPercent, touchMiB: MULTICAST_TOUCH_MIB, parent: 'continue', fanout: 'multicast' },
-  // B and C share a switch, so that C reads from B.
-  { name: 'tree', lossPercent: 0, touchMiB: 4, parent: 'continue', fanout: 'tree', topology: TWO_RACKS },
+  // B and C share a switch, so that C reads from B. A host does not wait long for its relay, and C must not have all of
+  // the image from the root by then, however long the emulated processors take to connect the two.
+  {
+    ...{ name: 'tree', lossPercent: 0, touchMiB: 8, parent: 'continue', fanout: 'tree', topology: TWO_RACKS },
+    slowHost: 'C',
+  },
   {
     ...{ name: 'relayDies', lossPercent: 0, touchMiB: 4, parent: 'continue', fanout: 'tree', topology: TWO_RACKS },
     // A daemon that starts again takes the emulated processors two minutes: too long for every run of the tests.
@@ -53,6 +57,8 @@ interface Fork {
   readonly fanout?: 'multicast' | 'tree';
   readonly topology?: { readonly name: string; readonly text: string };
   readonly victim?: Victim;
+  /** Receives slowly from before the fork on. */
+  readonly slowHost?: string;
   readonly isByHand?: boolean;
 }
 
@@ -86,7 +92,7 @@ async function killInTheMiddle(id: string, { host: victim, reader }: Victim): Pr
   return isEnded(state) ? 100 : percent;
 }
 
-async function fork({ name, lossPercent, touchMiB, parent, victim, ...how }: Fork): Promise<ForkFacts> {
+async function fork({ name, lossPercent, touchMiB, parent, victim, slowHost, ...how }: Fork): Promise<ForkFacts> {
   const memoryMiB = touchMiB + OWN_MIB;
   const guest = await Guest.start(cluster, 'A', { name: name.toLowerCase(), image: 'nano', memoryMiB, touchMiB });
   const startedAt = performance.now();
@@ -96,6 +102,7 @@ async function fork({ name, lossPercent, touchMiB, parent, victim, ...how }: For
   try {
     const usual = { vm: guest.name, cloneCount: CLONES, hosts: HOSTS, transport: 'rdma', parentMode: parent } as const;
     const order: ForkBody = { ...usual, ...how };
+    if (slowHost !== undefined) await cluster.network.setRate(slowHost, SLOW_MBIT_PER_S);
     const { id } = await cluster.api('A').post<ForkJobView>('/v1/forks', order);
     // Not before: pre-flight refuses hosts that do not reach each other well, as it should.
     await jobUntil(id, ({ step }) => step !== null && !BEFORE_POINT.has(step));
@@ -110,7 +117,7 @@ async function fork({ name, lossPercent, touchMiB, parent, victim, ...how }: For
     report = job.report;
   } finally {
     // Not before there is any: the error of a fork that was refused would be lost.
-    for (const host of HOSTS) if (isSpoilt) await cluster.network.setLoss(host, 0);
+    for (const host of HOSTS) if (isSpoilt || host === slowHost) await cluster.network.setLoss(host, 0);
   }
   const ms = Math.round(performance.now() - startedAt);
   const clones: ForkFacts['clones'][number][] = [];

@@ -26,8 +26,8 @@ const MBIT_PER_S = 200;
 const LOSS_PERCENT = 10;
 /** What headers, pages that are asked for and pages that nobody has received may add to the image. */
 const MULTICAST_OVERHEAD = 1.3;
-const TREE_OVERHEAD = 1.1;
-const RELAY_DEGREE = 2;
+/** Two relays read it all from the root. The others begin there if a busy machine connects them late. */
+const ROOT_COPIES_MAX = 3.5;
 /** All fan-outs of the root have this group in common. */
 const GROUP = { group: '239.83.7.1', port: 7403 };
 const MTU = { usual: 1_500, large: 9_000 };
@@ -197,7 +197,7 @@ describe('a tree of relays', { timeout: TEST_MS }, () => {
     const report = await reportOf(await begin('--clones', '7', '--hosts', hosts.others.join(','), '--fanout', 'tree'));
     expect(report.fanout?.kind).toBe('tree');
     const fromRoot = report.bytes.rootEgress - report.bytes.deviceState * 7;
-    expect(fromRoot).toBeLessThan(imageBytes(report) * RELAY_DEGREE * TREE_OVERHEAD);
+    expect(fromRoot).toBeLessThan(imageBytes(report) * ROOT_COPIES_MAX);
     expect(Object.keys(report.bytes.perLink).length).toBeGreaterThan(2);
   });
 });
