@@ -20,6 +20,8 @@ const CONFIG_BYTES_MAX = 1024 * 1024;
 const SOCKET_PATH_BYTES_MAX = 107;
 const DATA_PORT_DEFAULT = 7401;
 const MULTICAST_PORT_DEFAULT = 7403;
+/** No distribution and no container manager gives these to anybody (systemd's UIDS-GIDS.md: unused). */
+export const QEMU_USERS_DEFAULT = { from: 1_900_000_000, count: 65_536 } as const;
 const UID_MAX = 0x7fff_fffe;
 /** The uids below are given to accounts by distributions. */
 const QEMU_UID_MIN = 1000;
@@ -220,8 +222,8 @@ const schema = z
          */
         acceptOldHello: z.boolean().default(false),
         /**
-         * Whom QEMU runs as: `root`, with the rights of the daemon; or contained, by users of its own: one for each VM
-         * (`count` uids from `from` on, which no account has), or one for all (`count: 1`).
+         * Whom QEMU runs as. Contained, it has users of its own: one for each VM (`count` uids from `from` on, which no
+         * account may have), or one for all (`count: 1`). `root`: it has the rights of the daemon.
          */
         qemuUser: z
           .union([
@@ -233,7 +235,7 @@ const schema = z
               })
               .refine(({ from, count }) => from + count <= UID_MAX, 'from + count must be a uid'),
           ])
-          .default('root'),
+          .default(QEMU_USERS_DEFAULT),
         /** A file that gets the audit log, one JSON object a line. Default: the daemon's own log. */
         auditLog: path.optional(),
         /** What operators may name in VMs; "*" allows everything. Default: nothing. */

@@ -95,11 +95,13 @@ static bool show(const char* root, const struct vmg_mount* mount_of) {
     return false;
   }
   if (!make_parents(target, strlen(root))) return false;
+  /* An earlier mount shows it, or a link leads there: then this would be the host's own file. */
+  if (!S_ISDIR(shown.st_mode) && access(target, F_OK) == 0) return true;
   if (S_ISLNK(shown.st_mode)) return copy_link(mount_of->path, target);
   if (S_ISDIR(shown.st_mode)) {
     if (mkdir(target, DIRECTORY_MODE) != 0 && errno != EEXIST) return false;
   } else {
-    const int file = open(target, O_CREAT | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, FILE_MODE);
+    const int file = open(target, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, FILE_MODE);
     if (file < 0) return false;
     close(file);
   }
@@ -119,6 +121,14 @@ static bool show_processes(const char* root) {
          mount("proc", path, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "hidepid=2") == 0;
 }
 
+/* The new root covers the old one, which then goes: no path leads there any more. A host that runs from its
+ * initramfs cannot give that up: there it stays below, where a process without rights does not get. */
+static bool change_root(const char* root) {
+  if (chdir(root) != 0) return false;
+  if (syscall(SYS_pivot_root, ".", ".") == 0) return umount2(".", MNT_DETACH) == 0 && chdir("/") == 0;
+  return errno == EINVAL && mount(".", "/", NULL, MS_MOVE, NULL) == 0 && chroot(".") == 0 && chdir("/") == 0;
+}
+
 static bool enter_root(const struct vmg_container* container) {
   const char* root = container->root;
   /* What is mounted from here on is seen in this namespace alone. */
@@ -130,9 +140,7 @@ static bool enter_root(const struct vmg_container* container) {
     if (!show(root, &container->mounts[i]))
       return complain_of("cannot show in the private root:", container->mounts[i].path);
   if (!show_processes(root)) return complain_of("cannot show in the private root:", "/proc");
-  /* The new root covers the old one, which then goes: no path leads there any more. */
-  if (chdir(root) != 0 || syscall(SYS_pivot_root, ".", ".") != 0 || umount2(".", MNT_DETACH) != 0 ||
-      chdir("/") != 0 || mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID, NULL) != 0)
+  if (!change_root(root) || mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID, NULL) != 0)
     return complain_of("cannot enter the private root", root);
   return true;
 }

@@ -169,9 +169,12 @@ async function start(
     log.warn({ qemu: config.qemu, remedy }, `this host cannot run VMs: ${message}`);
   });
   if (!backend.isOutputBounded) log.warn('the program vmigrate-launcher is missing: the logs of VMs have no limit');
+  const { qemuUser } = config.security;
+  const qemuUsers = qemuUser === 'root' ? null : qemuUser;
+  if (qemuUsers === null) log.warn('QEMU runs with the rights of the daemon (security.qemuUser: root)');
   const vms = new VmManager({
     ...{ host, stateDir, ramDir, memoryId, accel, preloadPath, native, registry, backend },
-    qemuUsers: config.security.qemuUser === 'root' ? null : config.security.qemuUser,
+    qemuUsers,
     memory: withoutUndefined({
       ...{ budgetBytes: config.memory.budget, overcommit: config.memory.overcommit },
       ...{ cloneBudgetBytes: config.clones.budget, cloneOvercommit: config.clones.overcommit },
@@ -192,6 +195,7 @@ async function start(
     log: log.child({ part: 'agent' }),
     hostInfo: {
       dataPolicy: config.security,
+      ...(qemuUsers === null ? {} : { containmentProblem: () => backend.containmentProblem(qemuUsers.from) }),
       ...{ preloadPath, ramDirProblem, certificateExpiresAt: () => tls?.expiresAt ?? null },
       socketMark: await markOf(join(stateDir, FORMAT_FILE)),
     },

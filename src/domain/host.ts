@@ -24,6 +24,8 @@ export interface HostInventory {
   readonly isUserfaultfdPermitted: boolean;
   readonly hasMinorFaults: boolean;
   readonly isPreloadPresent: boolean;
+  /** Why QEMU cannot be contained here, or null. Absent: the host does not contain it, or its build is older. */
+  readonly containmentProblem?: string | null;
   /** Memory that is neither used nor promised to a VM or image, as are the two below. */
   readonly memoryAvailableBytes: number;
   /** Free space of the file system that region files go to, and free huge pages by size. */

@@ -57,6 +57,7 @@ export const hostInventory = of<HostInventory>(
     isUserfaultfdPermitted: z.boolean(),
     hasMinorFaults: z.boolean(),
     isPreloadPresent: z.boolean(),
+    containmentProblem: text.nullable().exactOptional(),
     memoryAvailableBytes: count,
     ramFileFreeBytes: count,
     ramDirProblem: text.exactOptional(),

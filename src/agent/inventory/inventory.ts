@@ -17,6 +17,8 @@ import { fleetingDisks, ownBytes, ramAllocatedBytes, ramFacts } from './vm-facts
 
 export interface HostInfo {
   readonly preloadPath: string | null;
+  /** Why QEMU cannot be contained, or null. Absent: it is not contained. */
+  readonly containmentProblem?: () => Promise<string | null>;
   /** Why the daemon has no tmpfs of its own for guest memory, or null. */
   readonly ramDirProblem: string | null;
   /** Absent: the default. */
@@ -42,6 +44,7 @@ export async function hostInventory(context: HostContext, info: HostInfo): Promi
     isUserfaultfdPermitted: support.userfaultfdPermitted,
     hasMinorFaults: support.minorShmem,
     isPreloadPresent: info.preloadPath !== null && (await refusal(info.preloadPath, constants.R_OK)) === null,
+    ...(info.containmentProblem === undefined ? {} : { containmentProblem: await info.containmentProblem() }),
     dataAddress,
     ...(info.socketMark === null ? {} : { socketMark: info.socketMark }),
     rdma: await rdma.inventory(),

@@ -165,6 +165,20 @@ async function peer(services: ApiServices, name: string): Promise<Verdict> {
   }
 }
 
+function containment(problem: string | null | undefined): Verdict {
+  if (problem === null) return ok('QEMU runs as users of its own, in roots of its own');
+  if (problem === undefined) {
+    return warn(
+      'QEMU runs with the rights of the daemon: a guest that breaks out has the host',
+      'unset security.qemuUser',
+    );
+  }
+  return fail(
+    `QEMU cannot be contained, so no VM starts: ${problem}`,
+    'this needs root, Linux 5.14 and mount namespaces; security.qemuUser: root does without',
+  );
+}
+
 export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
   const inventory = await services.agent.inventory.inventory();
   const peers = services.peers.names.map((name) => [`peer ${name}`, peer(services, name)] as const);
@@ -179,6 +193,7 @@ export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
         ? ok('present')
         : fail('libvmigrate-preload.so is missing', 'build it: npm run build:native'),
     ],
+    ['containment', containment(inventory.containmentProblem)],
     ['QEMU', qemu(inventory.qemuVersion, inventory.qemuProblem)],
     [
       'machines',

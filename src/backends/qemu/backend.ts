@@ -25,6 +25,7 @@ import {
 } from './img.js';
 import { askQemu, type InstalledQemu, isKvmUsable, resolveAccel, resolveMachine } from './installed.js';
 import { LAUNCHER } from './launcher/launcher.js';
+import { containmentProblem } from './launcher/probe.js';
 import { QemuProcess } from './process.js';
 
 const PROGRAM_DEFAULT = 'qemu-system-x86_64';
@@ -38,6 +39,7 @@ export class QemuBackend implements VmBackend {
   };
   readonly diskExports = storageDaemon;
   readonly #program: string;
+  #containment: Promise<string | null> | null = null;
   #installed: Promise<InstalledQemu> | null = null;
 
   /** `program` is a name in PATH, or a path. */
@@ -80,6 +82,15 @@ export class QemuBackend implements VmBackend {
     throw new MigrationError('SPEC_INVALID', `the path ${monitor} is too long for a socket`, {
       remedy: 'shorten the name of the VM, or the state directory of the daemon',
     });
+  }
+
+  /** Returns why a QEMU of that user cannot be contained on this host, or null. An answer of null is kept. */
+  containmentProblem(uid: number): Promise<string | null> {
+    this.#containment ??= containmentProblem(uid).then((problem) => {
+      if (problem !== null) this.#containment = null;
+      return problem;
+    });
+    return this.#containment;
   }
 
   /** False if a part of the native build is missing. Then a guest's output can fill the disk. */

@@ -12,6 +12,8 @@ import { outputTail, type StartedProcess, saidBy, startDetached } from './start.
 /** A cold start takes 50 ms. The limit allows for a machine that is busy with hundreds of starts. */
 const START_TIMEOUT_MS = 30_000;
 const OUTPUT_KEPT_MS = 500;
+const CONTAINED_REMEDY =
+  'QEMU is contained, and opens only files that the VM names (docs/SECURITY.md); security.qemuUser: root changes that';
 
 /** `hasLauncher`: if the launcher is missing, the logs grow without limit, and nothing can be contained. */
 export async function launch(
@@ -33,8 +35,8 @@ export async function launch(
     onSpawned: order.onSpawned,
   });
   connection.started();
-  const hasPostcopy = container?.hasPostcopy === true;
-  return { ...started, ready: (mapped, signal) => ready(connection, { ...started, hasPostcopy }, mapped, signal) };
+  const traits = { hasPostcopy: container?.hasPostcopy === true, isContained: container !== null };
+  return { ...started, ready: (mapped, signal) => ready(connection, { ...started, ...traits }, mapped, signal) };
 }
 
 async function prepareContainer(order: LaunchOrder, place: VmPlace, hasLauncher: boolean): Promise<void> {
@@ -53,7 +55,7 @@ async function prepareContainer(order: LaunchOrder, place: VmPlace, hasLauncher:
 
 async function ready(
   connection: QemuConnection,
-  { exited, hasPostcopy }: StartedProcess & { hasPostcopy: boolean },
+  { exited, hasPostcopy, isContained }: StartedProcess & { hasPostcopy: boolean; isContained: boolean },
   mapped: (signal: AbortSignal) => Promise<void>,
   cancelled: AbortSignal,
 ): Promise<void> {
@@ -65,7 +67,12 @@ async function ready(
     await untilKept(directory, OUTPUT_KEPT_MS);
     const tail = await outputTail(outputPath);
     const how = exit.signal === null ? `with exit code ${exit.code}` : `by ${exit.signal}`;
-    throw new MigrationError('QEMU_FAILED', `QEMU ended ${how} while starting: ${tail}`, saidBy(tail));
+    const isRefused = isContained && /No such file|Permission denied|not permitted|Read-only file/.test(tail);
+    const remedy = isRefused ? { remedy: CONTAINED_REMEDY } : {};
+    throw new MigrationError('QEMU_FAILED', `QEMU ended ${how} while starting: ${tail}`, {
+      ...remedy,
+      ...saidBy(tail),
+    });
   });
   const answering = (async () => {
     // QEMU makes its sockets before its memory. So with a preload the sockets exist when the memory is mapped.

@@ -3,6 +3,7 @@
  * QEMU, with its pid, and leaves a small process behind that outlives the daemon: it writes QEMU's output to files of a
  * limited size, and opens the files of a contained QEMU.
  */
+import { realpathSync } from 'node:fs';
 import { access } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -50,7 +51,8 @@ export function rootPath({ directory }: Pick<VmPlace, 'directory'>): string {
 }
 
 function containerOptions({ program }: Command, place: VmPlace, container: Container): string[] {
-  const shown = program.startsWith('/') && !program.startsWith('/usr/') ? [...SHOWN, program] : SHOWN;
+  // One that is not in /usr, and the file that its name stands for.
+  const shown = program.startsWith('/') ? [...SHOWN, program, realPath(program)] : SHOWN;
   return [
     ...['--uid', String(container.uid), '--files', fileListPath(place), '--root', rootPath(place)],
     ...shown.flatMap((path) => ['--read-only', path]),
@@ -60,6 +62,15 @@ function containerOptions({ program }: Command, place: VmPlace, container: Conta
     ...container.taps.flatMap((name) => ['--tap', name]),
     ...container.cgroups.flatMap((directory) => ['--cgroup', directory]),
   ];
+}
+
+function realPath(path: string): string {
+  try {
+    return realpathSync(path);
+  } catch {
+    // The start says best what is wrong.
+    return path;
+  }
 }
 
 /** Waits until everything that an ended QEMU has written is in its logs, but not longer than `timeoutMs`. */

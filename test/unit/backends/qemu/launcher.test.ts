@@ -1,0 +1,180 @@
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import {
+  chmod,
+  chown,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  readlink,
+  rename,
+  rm,
+  stat,
+  writeFile,
+} from 'node:fs/promises';
+import { createServer, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import type { VmPlace } from '../../../../src/backends/backend.js';
+import {
+  addFile,
+  changeFileList,
+  type FileList,
+  writeFileList,
+} from '../../../../src/backends/qemu/launcher/file-list.js';
+import { launched, rootPath } from '../../../../src/backends/qemu/launcher/launcher.js';
+import { connectUnix, listenUnix } from '../../../../src/kit/unix-socket.js';
+
+const UID = 64_055;
+
+let directory: string;
+let place: VmPlace;
+const at = (name: string): string => join(directory, name);
+
+beforeEach(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'vmg-launcher-'));
+  const paths = { serialPath: at('qemu/serial.sock'), serialLogPath: at('serial.log'), exitPath: at('exit') };
+  const others = { agentPath: at('qemu/agent.sock'), outputPath: at('log') };
+  place = { name: 'vm', directory, socketDirectory: at('qemu'), ...paths, ...others };
+  await mkdir(place.socketDirectory);
+  await chown(place.socketDirectory, 0, UID);
+  await chmod(place.socketDirectory, 0o1770);
+  await mkdir(rootPath(place));
+});
+afterEach(() => rm(directory, { recursive: true }));
+
+async function start(command: readonly string[], list: FileList = new Map()): Promise<ChildProcess> {
+  await writeFileList(place, list);
+  const [program = '', ...args] = command;
+  const container = { uid: UID, cgroups: [], taps: [], hasPostcopy: false, socketDirectories: [] };
+  const { program: launcher, args: words } = launched({ program, args, environment: {} }, place, container);
+  return spawn(launcher, words, { stdio: 'ignore', detached: true });
+}
+
+/** Runs bash, and returns what it has said. */
+async function said(script: string, list: FileList = new Map()): Promise<string> {
+  const child = await start(['/bin/bash', '-c', script], list);
+  await once(child, 'exit');
+  await expect.poll(() => stat(at('spooling')).catch(() => null)).toBeNull();
+  const text = await readFile(place.outputPath, 'utf8');
+  await rm(place.outputPath);
+  return text.trim();
+}
+
+describe('the keeper', () => {
+  test('opens what is on the list, in the way that the list says', async () => {
+    const list: FileList = new Map();
+    const names = { read: 'r', write: 'w', copied: 'p' } as const;
+    for (const [use, name] of Object.entries(names)) {
+      await writeFile(at(name), `${use}\n`, { mode: 0o600 });
+      addFile(list, at(name), use as keyof typeof names);
+    }
+    await writeFile(at('none'), 'none\n', { mode: 0o600 });
+    expect(await said(`cat ${at('r')} ${at('w')} ${at('p')}`, list)).toBe('read\nwrite\ncopied');
+    expect(await said(`cat ${at('none')}`, list)).toMatch(/No such file/);
+    expect(await said(`echo more >>${at('w')}`, list)).toBe('');
+    expect(await said(`echo more >>${at('r')}`, list)).toMatch(/No such file|Read-only/);
+    // The caller believes that it may write, and the file stays as it is.
+    expect(await said(`exec 5<>${at('p')}; head -1 <&5; echo more >&5`, list)).toMatch(/copied\n.*Bad file descriptor/);
+    expect(await said(`exec 5>${at('p')}`, list)).toBe('');
+    expect(await readFile(at('p'), 'utf8')).toBe('copied\n');
+    expect(await readFile(at('w'), 'utf8')).toBe('write\nmore\n');
+  });
+
+  test('opens by the name that it has been given, and nothing that is named otherwise', async () => {
+    await writeFile(at('r'), 'read\n', { mode: 0o600 });
+    const list: FileList = new Map([[at('r'), 'read']]);
+    for (const other of [`${directory}/./r`, `${directory}//r`, `/proc/self/root${at('r')}`, `${at('r')}x`])
+      expect(await said(`cat ${other}`, list), other).toMatch(/No such file/);
+    expect(await said(`cd ${directory}; cat r`, list)).toMatch(/No such file/);
+  });
+
+  test('tells why a file cannot be opened, and does not wait for one that nobody writes', async () => {
+    execFileSync('mkfifo', [at('fifo')]);
+    const list: FileList = new Map([at('fifo'), at('gone')].map((path) => [path, 'read']));
+    expect(await said(`cat ${at('gone')}; cat ${at('fifo')}`, list)).toMatch(
+      /gone: No such file.*\n.*Permission denied/,
+    );
+  });
+
+  test('follows the list while the program runs', async () => {
+    await writeFile(at('late'), 'late\n', { mode: 0o600 });
+    const script = `until cat ${at('late')} 2>/dev/null; do sleep 0.02; done; while cat ${at('late')}; do sleep 0.02; done`;
+    const child = await start(['/bin/bash', '-c', script]);
+    const ended = once(child, 'exit');
+    await changeFileList(place, (list) => addFile(list, at('late'), 'read'));
+    await expect.poll(() => readFile(place.outputPath, 'utf8')).toContain('late');
+    await changeFileList(place, (list) => list.delete(at('late')));
+    await ended;
+    expect(await readFile(place.outputPath, 'utf8')).toMatch(/^(late\n)+cat: .*No such file/);
+  });
+
+  test('opens nothing by a list that is not whole', async () => {
+    await writeFile(at('r'), 'read\n', { mode: 0o600 });
+    await writeFileList(place, new Map());
+    await writeFile(at('files.cut'), `r ${at('r')}`);
+    const child = await start(['/bin/bash', '-c', `sleep 0.2; cat ${at('r')}`]);
+    await rename(at('files.cut'), at('files'));
+    await once(child, 'exit');
+    await expect.poll(() => readFile(place.outputPath, 'utf8')).toMatch(/No such file/);
+  });
+
+  test('that is killed leaves a program that can open nothing', async () => {
+    const onSignal = 'if (exec 5</usr/bin/env); then exit 7; else exit 9; fi';
+    const loop = 'exec 6<>/proc/self/fd/100; echo ready; while :; do read -t 0.05 -u 6; done';
+    const child = await start(['/bin/bash', '-c', `trap '${onSignal}' USR1; ${loop}`]);
+    await expect.poll(() => readFile(place.outputPath, 'utf8').catch(() => '')).toBe('ready\n');
+    const keeper = await keeperOf(child.pid ?? 0);
+    process.kill(keeper, 'SIGKILL');
+    await expect.poll(() => readFile(`/proc/${keeper}/stat`, 'utf8').catch(() => '')).toBe('');
+    process.kill(child.pid ?? 0, 'SIGUSR1');
+    expect(await once(child, 'exit')).toEqual([9, null]);
+  });
+});
+
+describe('a contained program', () => {
+  test('makes its sockets in its directory, and cannot replace those of the daemon', async () => {
+    const server = createServer((socket: Socket) => socket.end('hello'));
+    await listenUnix(server, at('qemu/daemon.sock'));
+    const script = `id -u; touch ${at('qemu/own')}; rm -f ${at('qemu/daemon.sock')}; mv ${at('qemu/daemon.sock')} ${at('qemu/x')}`;
+    try {
+      expect(await said(script)).toMatch(/^64055\nrm: .*not permitted\nmv: .*not permitted$/);
+      expect((await readdir(at('qemu'))).sort()).toEqual(['daemon.sock', 'own']);
+    } finally {
+      server.close();
+    }
+  });
+
+  test('leads nobody who connects without following links to another socket', async () => {
+    const server = createServer((socket: Socket) => socket.end('hello'));
+    await listenUnix(server, at('other.sock'));
+    try {
+      await said(`ln -s ../other.sock ${at('qemu/link.sock')}; echo >${at('qemu/file.sock')}`);
+      for (const name of ['link', 'file'])
+        await expect(once(connectUnix(at(`qemu/${name}.sock`)), 'connect')).rejects.toMatchObject({ code: 'ENOTSOCK' });
+      await expect(once(connectUnix(at('qemu/none.sock')), 'connect')).rejects.toMatchObject({ code: 'ENOENT' });
+      const [text] = (await once(connectUnix(at('other.sock')), 'data')) as [Buffer];
+      expect(text.toString()).toBe('hello');
+    } finally {
+      server.close();
+    }
+  });
+});
+
+test('a path that a list cannot hold is refused', async () => {
+  for (const path of ['disk.raw', '/srv/a\nw /etc/shadow'])
+    await expect(writeFileList(place, new Map([[path, 'read']]))).rejects.toMatchObject({ code: 'SPEC_INVALID' });
+});
+
+/** The process that has the program's output open for reading. */
+async function keeperOf(pid: number): Promise<number> {
+  const pipe = await readlink(`/proc/${pid}/fd/1`);
+  const found = execFileSync('bash', [
+    '-c',
+    `ls -l /proc/[0-9]*/fd 2>/dev/null | awk '/^\\/proc/ {p=$1} /${pipe.replace(/[[\]]/g, '.')}/ {print p}'`,
+  ]);
+  const pids = [...found.toString().matchAll(/\/proc\/(\d+)\//g)].map(([, number]) => Number(number));
+  return pids.find((each) => each !== pid) ?? 0;
+}
