@@ -135,7 +135,7 @@ describe('the users of VMs', () => {
         (uid) => Promise.resolve(used.add(uid ?? 0)),
       );
     await Promise.all([take(), take()]);
-    expect([...used].sort()).toEqual([FROM, FROM + 1]);
+    expect([...used].sort((left, right) => left - right)).toEqual([FROM, FROM + 1]);
     await expect(take()).rejects.toMatchObject({ code: 'OUT_OF_MEMORY' });
     used.delete(FROM);
     await take();

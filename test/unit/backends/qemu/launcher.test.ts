@@ -101,7 +101,8 @@ describe('the keeper', () => {
 
   test('follows the list while the program runs', async () => {
     await writeFile(at('late'), 'late\n', { mode: 0o600 });
-    const script = `until cat ${at('late')} 2>/dev/null; do sleep 0.02; done; while cat ${at('late')}; do sleep 0.02; done`;
+    const cat = `cat ${at('late')}`;
+    const script = `until ${cat} 2>/dev/null; do sleep 0.02; done; while ${cat}; do sleep 0.02; done`;
     const child = await start(['/bin/bash', '-c', script]);
     const ended = once(child, 'exit');
     await changeFileList(place, (list) => addFile(list, at('late'), 'read'));
@@ -138,7 +139,8 @@ describe('a contained program', () => {
   test('makes its sockets in its directory, and cannot replace those of the daemon', async () => {
     const server = createServer((socket: Socket) => socket.end('hello'));
     await listenUnix(server, at('qemu/daemon.sock'));
-    const script = `id -u; touch ${at('qemu/own')}; rm -f ${at('qemu/daemon.sock')}; mv ${at('qemu/daemon.sock')} ${at('qemu/x')}`;
+    const name = at('qemu/daemon.sock');
+    const script = `id -u; touch ${at('qemu/own')}; rm -f ${name}; mv ${name} ${at('qemu/x')}`;
     try {
       expect(await said(script)).toMatch(/^64055\nrm: .*not permitted\nmv: .*not permitted$/);
       expect((await readdir(at('qemu'))).sort()).toEqual(['daemon.sock', 'own']);
