@@ -1,5 +1,6 @@
 /** `npm run -s bench -- SCENARIO [--quick] [--json]`: progress on stderr, one table or one JSON document on stdout. */
 
+import { benchContained, printContained } from './contained.js';
 import { benchFanout } from './fanout.js';
 import { printFanout } from './lib/fanout-rows.js';
 import { printVfork } from './lib/fork-rows.js';
@@ -17,6 +18,10 @@ const SCENARIOS: Record<string, (isQuick: boolean, isJson: boolean) => Promise<s
   vfork: async (isQuick, isJson) => {
     const result = await benchVfork({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });
     return isJson ? JSON.stringify(result) : printVfork(result);
+  },
+  contained: async (isQuick, isJson) => {
+    const result = await benchContained({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });
+    return isJson ? JSON.stringify(result) : printContained(result);
   },
   fanout: async (isQuick, isJson) => {
     const result = await benchFanout({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });

@@ -3,19 +3,22 @@ import { once } from 'node:events';
 import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { unlink } from 'node:fs/promises';
 import { connect, type Server, Socket, type SocketConstructorOpts } from 'node:net';
+import { isOutOfDescriptors } from './spare-descriptor.js';
 
 /** Opens a name without what it stands for. Node has no name for it. */
 const O_PATH = 0o10000000;
 
 /**
  * Connects to the socket of that name. A symbolic link is refused: it could lead to a socket of somebody who takes this
- * process for a friend. An error comes as the socket's event.
+ * process for a friend. An error comes as the socket's event, but that
+ * this process may open no more files, which is thrown as net.connect does.
  */
 export function connectUnix(path: string, options: Pick<SocketConstructorOpts, 'allowHalfOpen'> = {}): Socket {
   let descriptor: number;
   try {
     descriptor = openSync(path, O_PATH | constants.O_NOFOLLOW);
   } catch (error) {
+    if (isOutOfDescriptors(error)) throw error;
     return new Socket(options).destroy(error as Error);
   }
   try {

@@ -8,6 +8,7 @@ import type { Socket } from 'node:net';
 import { basename, dirname } from 'node:path';
 import { Duplex } from 'node:stream';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { isOutOfDescriptors } from '../../kit/spare-descriptor.js';
 import { connectUnix } from '../../kit/unix-socket.js';
 import { LogReader } from './log-reader.js';
 
@@ -193,8 +194,10 @@ class SharedInput {
 function connectTo(path: string): Promise<Socket> {
   return new Promise((resolve, reject) => {
     const socket = connectUnix(path);
-    const onError = (cause: Error) =>
-      reject(new MigrationError('QEMU_GONE', `the serial socket ${path} does not answer`, { cause }));
+    const onError = (cause: Error) => {
+      const gone = new MigrationError('QEMU_GONE', `the serial socket ${path} does not answer`, { cause });
+      reject(isOutOfDescriptors(cause) ? toMigrationError(cause) : gone);
+    };
     socket.once('error', onError);
     socket.once('connect', () => {
       socket.off('error', onError);

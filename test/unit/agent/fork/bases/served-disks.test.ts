@@ -87,10 +87,12 @@ test('it is read as the guest sees it, by one process, which ends with its reade
 
 test('its sockets and directories are private', async () => {
   await read();
-  for (const directory of [join(scene.directory, 'A', 'disk-server'), join(scene.directory, 'B', 'disk-reader')]) {
-    expect(statSync(directory).mode & 0o777).toBe(0o700);
-    for (const name of readdirSync(directory)) expect(statSync(join(directory, name)).mode & 0o777).toBe(0o600);
-  }
+  const directories = [join(scene.directory, 'A', 'disk-server'), join(scene.directory, 'B', 'disk-reader')] as const;
+  for (const directory of directories) expect(statSync(directory).mode & 0o777).toBe(0o700);
+  for (const name of readdirSync(directories[0])) expect(statSync(join(directories[0], name)).mode & 0o777).toBe(0o600);
+  // The clones of the image, whose users are not this one, see the image's own directory.
+  const [index = ''] = readdirSync(join(directories[1], ID));
+  expect(statSync(join(directories[1], ID, index)).isSocket()).toBe(true);
 });
 
 test('what was read before the fork point is read again', async () => {
