@@ -1,6 +1,6 @@
 /**
- * `npm run -s bench -- contained`: what it costs that QEMU is contained. Two pairs of hosts on one machine, of which one
- * pair contains QEMU and the other gives it root, take turns: a cold start of a VM, a fork with and without waiting
+ * `npm run -s bench -- contained`: what it costs that QEMU is contained. Two pairs of hosts on one machine take turns,
+ * of which one contains QEMU and the other gives it root: a cold start of a VM, a fork with and without waiting
  * processes, and a move.
  */
 
