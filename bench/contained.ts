@@ -124,8 +124,7 @@ async function move(cluster: Cluster, rights: Rights, n: number): Promise<number
   const [source, target] = n % 2 === 0 ? PAIRS[rights] : [PAIRS[rights][1], PAIRS[rights][0]];
   await sleep(SETTLE_MS);
   const { stdout } = await cluster.must(cluster.vmigrate(source, '--tcp', '--json', `mover-${rights}`, target));
-  const report = (JSON.parse(stdout) as { report: MigrationReport }).report;
-  return report.blackoutMs;
+  return (JSON.parse(stdout) as MigrationReport).blackoutMs;
 }
 
 export function printContained({ machine, rounds, ms, ratios }: ContainedResult): string {
