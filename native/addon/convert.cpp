@@ -127,6 +127,17 @@ std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& option
   });
 }
 
+std::vector<std::string> tag_paths(const Napi::Object& options) {
+  return each(options, "regions", [](const Napi::Object& region) { return text(region, "tagPath"); });
+}
+
+Result<memory::TagKey> tag_key(const std::string& hex) {
+  memory::TagKey key;
+  if (!parse_hex(hex, key))
+    return Error{ErrorCode::kInvalidArgument, 0, "key of tags is not hex of its length"};
+  return key;
+}
+
 std::vector<pager::DigestRegionConfig> digest_regions(const Napi::Object& options, const char* name) {
   return each(options, name, [](const Napi::Object& region) {
     return pager::DigestRegionConfig{text(region, "path"), text(region, "digestPath"),

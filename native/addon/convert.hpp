@@ -43,6 +43,9 @@ std::vector<pager::SourceRegionConfig> source_regions(const Napi::Object& option
 std::optional<pager::SourceCloneConfig> source_clone(const Napi::Object& options);
 std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options,
                                                       const char* name = "regions");
+/// The files of the tags of the regions of `options`, in order.
+std::vector<std::string> tag_paths(const Napi::Object& options);
+Result<memory::TagKey> tag_key(const std::string& hex);
 std::vector<pager::DigestRegionConfig> digest_regions(const Napi::Object& options, const char* name);
 
 /// Two arguments: the number of the first page, and how many pages.

@@ -65,6 +65,13 @@ export const CONSTANTS = {
   /** The first bytes of the SHA-256 of a page. */
   DIGEST_BYTES: 16,
 
+  /** A keyed digest (AES-256-GMAC) of a page and its place, by which a move is verified. Zeros: a page of zeros. */
+  PAGE_TAG_BYTES: 16,
+  /** Two hosts compare memory in chunks of so many bytes, or of one larger page. */
+  MEMORY_CHUNK_BYTES: 2 << 20,
+  /** The most chunks that one call compares. */
+  MEMORY_CHUNKS_MAX: 64,
+
   /** The unit of the recorded order of first touches: what one fault of a clone maps at most. */
   TOUCH_CLUSTER_BYTES: 65_536,
   /** The most clusters that an order has: it is 256 KiB then, and says where 4 GiB begin. */
