@@ -113,9 +113,7 @@ std::optional<pager::SourceCloneConfig> source_clone(const Napi::Object& options
   const Napi::Object clone = options.Get("clone").As<Napi::Object>();
   pager::SourceCloneConfig config;
   config.resume = flag(clone, "isResume");
-  const Napi::Array paths = clone.Get("ownPaths").As<Napi::Array>();
-  for (uint32_t i = 0; i < paths.Length(); i++)
-    config.own_paths.push_back(paths.Get(i).As<Napi::String>().Utf8Value());
+  config.own_paths = texts(clone, "ownPaths");
   return config;
 }
 
@@ -127,8 +125,11 @@ std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& option
   });
 }
 
-std::vector<std::string> tag_paths(const Napi::Object& options) {
-  return each(options, "regions", [](const Napi::Object& region) { return text(region, "tagPath"); });
+std::vector<std::string> texts(const Napi::Object& object, const char* name) {
+  std::vector<std::string> all;
+  const Napi::Array array = object.Get(name).As<Napi::Array>();
+  for (uint32_t i = 0; i < array.Length(); i++) all.push_back(array.Get(i).As<Napi::String>().Utf8Value());
+  return all;
 }
 
 Result<memory::TagKey> tag_key(const std::string& hex) {
