@@ -136,7 +136,6 @@ export class SourceSession {
 
   /** Digests memory as it was at the stop. */
   async digest(key: string, range: ChunkRange): Promise<FrozenDigests> {
-    await this.renew(false);
     if (!this.#hasDeparted || this.#pages === null)
       throw new MigrationError('CONFLICT', `the memory of ${this.record.vm} is not frozen`);
     const digests = await this.#pages.digestChunks({ key, ...range });

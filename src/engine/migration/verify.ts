@@ -4,7 +4,7 @@
  * what came. Both ends digest chunks under a key of this move, and they are compared here. Data connections have no
  * part in it.
  */
-import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
 import {
   CHUNK_BYTES,
   CHUNKS_PER_CALL_MAX,
@@ -16,11 +16,14 @@ import { withDeadline } from '../deadline.js';
 import type { ChunkRange } from '../ports/session.js';
 import { neverUndone } from '../walk.js';
 import type { Comparison, StepContext, StepExecutor } from './context.js';
+import { isCommitted } from './is-committed.js';
 
 /** Memory that one call digests: some tenths of a second of one thread. The next call waits for it. */
 const CALL_BYTES = 2 ** 27;
 /** How long such a call may take, on a processor without instructions for it, too. */
 const CALL_MS_MAX = 30_000;
+/** The errors of a source that has nothing of the move any more. */
+const GONE_CODES: ReadonlySet<ErrorCode> = new Set(['NOT_FOUND', 'OWNER_CHANGED', 'VM_LOST']);
 /** The most chunks that an error names. */
 const NAMED_MAX = 32;
 
@@ -28,6 +31,8 @@ export const verifyMemory: StepExecutor = {
   async forward(context) {
     const { findings, ports, halt, marks } = context;
     if (findings.guestEnd !== null) return unproven(context, 'the guest ended before all of its memory had come');
+    const lost = await exposeAgain(context);
+    if (lost !== null) return unproven(context, lost);
     context.comparison ??= begin(ports.clock.nowMs());
     for (;;) {
       halt.throwIfAborted();
@@ -42,6 +47,25 @@ export const verifyMemory: StepExecutor = {
   },
   undo: neverUndone,
 };
+
+/**
+ * An earlier life of the source's daemon may have frozen the memory. Returns why the source cannot say any more what it
+ * was, or null.
+ */
+async function exposeAgain(context: StepContext): Promise<string | null> {
+  const { ports, limits, record } = context;
+  const { vm, transport, target } = record.plan.request;
+  await isCommitted(context, 'proven');
+  const exposing = ports.source.expose({ session: record.session, vm, token: record.token, transport, target });
+  try {
+    await withDeadline(ports.clock, exposing, limits.callMsMax, 'exposing the source again');
+    return null;
+  } catch (thrown) {
+    const error = toMigrationError(thrown);
+    if (!GONE_CODES.has(error.code)) throw error;
+    return `${record.plan.source} does not have the memory any more: ${error.message}`;
+  }
+}
 
 function begin(beganAtMs: number): Comparison {
   const nothing = { region: 0, chunk: 0, chunksEqual: 0, pagesEqual: 0 };
