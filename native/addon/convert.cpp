@@ -113,9 +113,7 @@ std::optional<pager::SourceCloneConfig> source_clone(const Napi::Object& options
   const Napi::Object clone = options.Get("clone").As<Napi::Object>();
   pager::SourceCloneConfig config;
   config.resume = flag(clone, "isResume");
-  const Napi::Array paths = clone.Get("ownPaths").As<Napi::Array>();
-  for (uint32_t i = 0; i < paths.Length(); i++)
-    config.own_paths.push_back(paths.Get(i).As<Napi::String>().Utf8Value());
+  config.own_paths = texts(clone, "ownPaths");
   return config;
 }
 
@@ -125,6 +123,20 @@ std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& option
                                      u64(region, "lengthBytes"),
                                      static_cast<uint64_t>(number(region, "pageBytes"))};
   });
+}
+
+std::vector<std::string> texts(const Napi::Object& object, const char* name) {
+  std::vector<std::string> all;
+  const Napi::Array array = object.Get(name).As<Napi::Array>();
+  for (uint32_t i = 0; i < array.Length(); i++) all.push_back(array.Get(i).As<Napi::String>().Utf8Value());
+  return all;
+}
+
+Result<memory::TagKey> tag_key(const std::string& hex) {
+  memory::TagKey key;
+  if (!parse_hex(hex, key))
+    return Error{ErrorCode::kInvalidArgument, 0, "key of tags is not hex of its length"};
+  return key;
 }
 
 std::vector<pager::DigestRegionConfig> digest_regions(const Napi::Object& options, const char* name) {

@@ -29,6 +29,7 @@ Napi::Object error_object(Napi::Env env, const Error& error);
 Napi::Value failure_object(Napi::Env env, const std::optional<Error>& failure);
 
 std::string text(const Napi::Object& object, const char* name);
+std::vector<std::string> texts(const Napi::Object& object, const char* name);
 double number(const Napi::Object& object, const char* name);
 uint64_t u64(const Napi::Object& object, const char* name);
 bool flag(const Napi::Object& object, const char* name);
@@ -43,6 +44,7 @@ std::vector<pager::SourceRegionConfig> source_regions(const Napi::Object& option
 std::optional<pager::SourceCloneConfig> source_clone(const Napi::Object& options);
 std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options,
                                                       const char* name = "regions");
+Result<memory::TagKey> tag_key(const std::string& hex);
 std::vector<pager::DigestRegionConfig> digest_regions(const Napi::Object& options, const char* name);
 
 /// Two arguments: the number of the first page, and how many pages.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -68,6 +69,47 @@ class DataListenerWrap final : public Wrap<DataListenerWrap, DataListenerState> 
 struct ImageHolder;
 struct ImageFetchHolder;
 
+/// Lets tasks use a session that its handle owns. `end` waits for one that does.
+class SourceUse {
+ public:
+  explicit SourceUse(const pager::SourceSession& session) : session_(&session) {}
+  Result<std::vector<std::byte>> digest_chunks(const memory::ChunkRequest& request) {
+    const std::lock_guard lock(mutex_);
+    if (session_ == nullptr) return kClosedHandle;
+    return session_->digest_chunks(request);
+  }
+  void end() {
+    const std::lock_guard lock(mutex_);
+    session_ = nullptr;
+  }
+
+ private:
+  std::mutex mutex_;
+  const pager::SourceSession* session_;
+};
+
+/// Ends the use when the owner ends.
+class OwnedSourceUse {
+ public:
+  OwnedSourceUse() = default;
+  explicit OwnedSourceUse(const pager::SourceSession& session) : use_(std::make_shared<SourceUse>(session)) {}
+  OwnedSourceUse(OwnedSourceUse&&) = default;
+  OwnedSourceUse& operator=(OwnedSourceUse&& other) {
+    end();
+    use_ = std::move(other.use_);
+    return *this;
+  }
+  ~OwnedSourceUse() { end(); }
+  const std::shared_ptr<SourceUse>& get() const { return use_; }
+  void end() {
+    if (use_) use_->end();
+    use_.reset();
+  }
+
+ private:
+  std::shared_ptr<SourceUse> use_;
+};
+
 struct SourceSessionState {
   std::shared_ptr<transport::Listener> listener;  ///< outlives `session`: declared first
   /// As `listener`; the clone whose process is read, or nullptr.
@@ -78,6 +120,7 @@ struct SourceSessionState {
   std::shared_ptr<ImageFetchHolder> fetch;
   std::vector<std::unique_ptr<pager::RegionReader>> readers;
   std::unique_ptr<pager::SourceSession> session;  ///< nullptr once closed
+  OwnedSourceUse use;                             ///< of `session`
   std::vector<uint64_t> final_counters;
   std::optional<Error> final_failure;
 };
@@ -91,6 +134,7 @@ class SourceSessionWrap final : public Wrap<SourceSessionWrap, SourceSessionStat
  private:
   Napi::Value keys(const Napi::CallbackInfo& info);
   void scan(const Napi::CallbackInfo& info);
+  Napi::Value digest_chunks(const Napi::CallbackInfo& info);
   Napi::Value snapshot(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 };

@@ -8,6 +8,7 @@
 
 #include <cerrno>
 
+#include "addon/chunk_digests.hpp"
 #include "addon/handles.hpp"
 #include "addon/multicast_parts.hpp"
 #include "addon/task.hpp"
@@ -122,6 +123,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("openDataListener", Napi::Function::New<DataListenerWrap::open>(env));
   exports.Set("openSourceSession", Napi::Function::New<SourceSessionWrap::open>(env));
   exports.Set("openTargetSession", Napi::Function::New<TargetSessionWrap::open>(env));
+  exports.Set("digestArrived", Napi::Function::New<digest_arrived>(env));
   exports.Set("openImageCapture", Napi::Function::New<ImageCaptureWrap::open>(env));
   exports.Set("openImageFetch", Napi::Function::New<ImageFetchWrap::open>(env));
   exports.Set("openImageDigests", Napi::Function::New<ImageDigestsWrap::open>(env));

@@ -1,3 +1,4 @@
+#include "addon/chunk_digests.hpp"
 #include "addon/handles.hpp"
 #include "addon/task.hpp"
 
@@ -35,6 +36,7 @@ Napi::FunctionReference SourceSessionWrap::define(Napi::Env env) {
   return Napi::Persistent(DefineClass(
       env, "SourceSession",
       {InstanceMethod<&SourceSessionWrap::keys>("keys"), InstanceMethod<&SourceSessionWrap::scan>("scan"),
+       InstanceMethod<&SourceSessionWrap::digest_chunks>("digestChunks"),
        InstanceMethod<&SourceSessionWrap::snapshot>("snapshot"),
        InstanceMethod<&SourceSessionWrap::close>("close")}));
 }
@@ -68,6 +70,7 @@ Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
             pager::SourceSession::open(*state->listener, parsed, regions, clone ? &*clone : nullptr);
         if (!session) return session.error();
         state->session = std::move(session).value();
+        state->use = OwnedSourceUse(*state->session);
         return ok();
       },
       {},
@@ -97,6 +100,13 @@ void SourceSessionWrap::scan(const Napi::CallbackInfo& info) {
   if (const Status status = state_.session->scan(); !status) throw_error(info.Env(), status.error());
 }
 
+Napi::Value SourceSessionWrap::digest_chunks(const Napi::CallbackInfo& info) {
+  if (!state_.session) return Task::rejected(info.Env(), kClosedHandle);
+  return digest_later(info, 0, [use = state_.use.get()](const memory::ChunkRequest& request) {
+    return use->digest_chunks(request);
+  });
+}
+
 Napi::Value SourceSessionWrap::snapshot(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Napi::Object object = Napi::Object::New(env);
@@ -120,7 +130,9 @@ Napi::Value SourceSessionWrap::close(const Napi::CallbackInfo& info) {
   ending->fetch = std::move(state_.fetch);
   ending->readers = std::move(state_.readers);
   ending->session = std::move(state_.session);
+  ending->use = std::move(state_.use);
   return Task::start(info.Env(), [ending] {
+    ending->use.end();
     ending->session.reset();
     ending->readers.clear();
     ending->image.reset();

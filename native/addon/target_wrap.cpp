@@ -60,6 +60,16 @@ Napi::Value TargetSessionWrap::open(const Napi::CallbackInfo& info) {
   pager::TargetOptions settings;
   settings.bandwidth_bytes_per_s = static_cast<uint64_t>(number(options, "bandwidthBytesPerS"));
   settings.order = cluster_order(options.Get("order"));
+  if (options.Get("tags").IsObject()) {
+    const Napi::Object tags = options.Get("tags").As<Napi::Object>();
+    const auto key = tag_key(text(tags, "key"));
+    if (!key) {
+      throw_error(env, key.error());
+      return env.Undefined();
+    }
+    settings.tag_key = key.value();
+    settings.tag_paths = texts(tags, "paths");
+  }
   auto session = pager::TargetSession::open(*memory, regions, settings, flag(options, "isResume"),
                                             [edge] { edge->fire(); });
   if (!session) {

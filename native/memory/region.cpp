@@ -137,6 +137,34 @@ Status Region::punch(PageRun run) const {
   return rc == 0 ? ok() : system_error("punch holes into the region");
 }
 
+Status Region::read(uint64_t offset_bytes, std::span<std::byte> out) const {
+  for (size_t done = 0; done < out.size();) {
+    const ssize_t got =
+        ::pread(fd_.get(), out.data() + done, out.size() - done, static_cast<off_t>(offset_bytes + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return system_error("pread region");
+    if (got == 0) return Error{ErrorCode::kRegionChanged, 0, "region file changed its length"};
+    done += static_cast<size_t>(got);
+  }
+  return ok();
+}
+
+Result<bool> Region::may_hold_data(PageRun run) const {
+  const uint64_t end_bytes = (raw(run.first) + run.count) * page_bytes_;
+  off_t data;
+  do {
+    data = ::lseek(fd_.get(), static_cast<off_t>(raw(run.first) * page_bytes_), SEEK_DATA);
+  } while (data < 0 && errno == EINTR);
+  if (data >= 0) return static_cast<uint64_t>(data) < end_bytes;
+  if (errno != ENXIO) return system_error("lseek SEEK_DATA region");
+  // Only a hole from here to the end, or the file has shrunk.
+  struct stat file {};
+  if (::fstat(fd_.get(), &file) != 0) return system_error("fstat region");
+  if (static_cast<uint64_t>(file.st_size) < end_bytes)
+    return Error{ErrorCode::kRegionChanged, 0, "region file changed its length"};
+  return false;
+}
+
 Status Region::each_data_run(const std::function<void(PageRun)>& visit) const {
   const auto unchanged = [this]() -> Status {
     struct stat file {};

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "base/result.hpp"
@@ -42,6 +43,10 @@ class Region {
   /// The same for the pages of `within` that hold a non-zero byte. It reads all pages of `within`, and holes
   /// there do not stay holes. kRegionChanged if the file has shrunk.
   Status each_nonzero_run(PageRun within, const std::function<void(PageRun)>& visit) const;
+  /// Copies bytes of the file. kRegionChanged if it has shrunk. Any thread.
+  Status read(uint64_t offset_bytes, std::span<std::byte> out) const;
+  /// False: all pages of the run are holes. Does not touch the bytes. kRegionChanged as above.
+  Result<bool> may_hold_data(PageRun run) const;
   /// Makes the pages holes, whatever they hold.
   Status punch(PageRun run) const;
 

@@ -25,6 +25,7 @@ class ExposedSource final : public SourceSession {
 
   std::span<const SourceRegionKeys> keys() const override { return keys_; }
   Status scan() override;
+  Result<std::vector<std::byte>> digest_chunks(const memory::ChunkRequest& request) const override;
   void counters(std::span<uint64_t, wire::kSourceCounterCount> out) const override;
   std::optional<Error> failure() const override;
 
@@ -232,6 +233,26 @@ Status ExposedSource::each_used_run(const SourceRegion& source,
     }
   });
   return walked.ok() ? looked : walked;
+}
+
+Result<std::vector<std::byte>> ExposedSource::digest_chunks(const memory::ChunkRequest& request) const {
+  if (request.region_index >= regions_.size()) return Error{ErrorCode::kInvalidArgument, 0, "region"};
+  const SourceRegion& source = regions_[request.region_index];
+  const memory::Region& file = *source.region;
+  const transport::MemoryReader* reader = source.reader;
+  if (source.clone) reader = source.clone.get();
+  const auto read = [&](uint64_t offset_bytes, std::span<std::byte> out) {
+    return reader != nullptr ? reader->read(offset_bytes, out) : file.read(offset_bytes, out);
+  };
+  const auto tag = [&](memory::PageTagger& tagger, PageRun run, std::span<std::byte> tags) -> Status {
+    // A clone's own pages are not in the file.
+    const auto may_hold = reader != nullptr ? Result<bool>(true) : file.may_hold_data(run);
+    if (!may_hold) return may_hold.error();
+    if (may_hold.value()) return tagger.tag(request.region_index, file.page_bytes(), run, read, tags);
+    std::fill(tags.begin(), tags.end(), std::byte{0});
+    return ok();
+  };
+  return memory::digest_chunks(request, file.page_count(), file.page_bytes(), tag);
 }
 
 void ExposedSource::counters(std::span<uint64_t, wire::kSourceCounterCount> out) const {

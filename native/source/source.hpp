@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/result.hpp"
+#include "memory/page_tags.hpp"
 #include "source/region_reader.hpp"
 #include "transport/region_keys.hpp"
 #include "transport/transport.hpp"
@@ -49,6 +50,9 @@ class SourceSession {
   virtual std::span<const SourceRegionKeys> keys() const = 0;
   /// Idempotent. The VM must not run from this call until the session is closed.
   virtual Status scan() = 0;
+  /// The digests of chunks of a region, whose content must be final: the VM has stopped. It takes as long as
+  /// reading them does. Any thread, while the session lives.
+  virtual Result<std::vector<std::byte>> digest_chunks(const memory::ChunkRequest& request) const = 0;
   /// Fills `out` in the order of wire::SourceCounter.
   virtual void counters(std::span<uint64_t, wire::kSourceCounterCount> out) const = 0;
   /// First failure of the scan, if any. kProcessGone if a clone's process ended before its pages were kept.

@@ -16,6 +16,7 @@
 #include "base/session_state.hpp"
 #include "base/thread_util.hpp"
 #include "fetch/core.hpp"
+#include "target/arrival_tags.hpp"
 #include "target/target.hpp"
 #include "target/wait_table.hpp"
 
@@ -42,6 +43,8 @@ class TargetCore final : private FetchOwner {
   /// The VM's mappings of a region, by region offset.
   const std::vector<MappedRange>& ranges(uint32_t region_index) const { return ranges_[region_index]; }
   FetchCore& fetch() { return *fetch_; }
+  /// nullptr: pages are not tagged.
+  ArrivalTags* tags() { return tags_.get(); }
   bool resume() const { return resume_; }
   /// The region and page of the mapped byte; nullopt if it lies in none of the VM's ranges.
   std::optional<PageKey> locate(uint32_t descriptor_index, HostAddr address) const;
@@ -80,6 +83,7 @@ class TargetCore final : private FetchOwner {
   std::unique_ptr<FillState> fill_;
   std::vector<std::vector<MappedRange>> ranges_;
   std::unique_ptr<FetchCore> fetch_;
+  std::unique_ptr<ArrivalTags> tags_;
   bool resume_ = false;
   std::function<void()> on_edge_;
   uint64_t start_ns_ = 0;  ///< written by begin, before the threads exist

@@ -18,6 +18,7 @@ DemandThread::DemandThread(TargetCore& core)
 Status DemandThread::open() {
   epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
   if (!epoll_.valid()) return system_error("epoll_create1");
+  if (auto status = publisher_.open(); !status) return status;
   if (auto status = watch(core_.demand_wake.fd(), 0); !status) return status;
   for (const MappedRange& range : core_.vm().ranges) {
     if (std::find(descriptors_.begin(), descriptors_.end(), range.descriptor_index) != descriptors_.end()) {

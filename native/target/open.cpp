@@ -18,6 +18,11 @@ Result<std::unique_ptr<TargetCore>> TargetCore::open(const VmMemory& memory,
   auto fill = FillState::open(configs, resume, [core = core.get()] { core->fetch_->wake_lanes(); });
   if (!fill) return fill.error();
   core->fill_ = std::move(fill).value();
+  if (!options.tag_paths.empty()) {
+    auto tags = ArrivalTags::open(options.tag_paths, options.tag_key, *core->fill_, resume);
+    if (!tags && !resume) return tags.error();
+    if (tags) core->tags_ = std::move(tags).value();
+  }
   core->fetch_ =
       std::make_unique<FetchCore>(*core->fill_, options, core->demand_wake, static_cast<FetchOwner&>(*core));
   if (auto status = core->fetch_->check(); !status) return status.error();

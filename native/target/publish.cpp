@@ -125,8 +125,21 @@ void Publisher::account(uint32_t region_index, PageRun run) {
   core_.fill().add_present(run.count);
 }
 
+Status Publisher::open() {
+  if (core_.tags() == nullptr) return ok();
+  auto writer = core_.tags()->writer();
+  if (!writer) return writer.error();
+  tags_ = std::move(writer).value();
+  return ok();
+}
+
 void Publisher::publish(uint32_t region_index, PageRun run) {
   inject_point(wire::InjectPoint::kTargetBeforePublish, page_key(region_index, run.first));
+  // Before the state: a page that is present is never fetched again, so its tag must be there.
+  if (tags_) {
+    const Status noted = tags_->note(region_index, core_.region(region_index), run);
+    if (!noted) return core_.fail(noted.error());
+  }
   core_.region(region_index).presence->publish(run);
   const PageKey first = page_key(region_index, run.first);
   const PageKey wanted = run.count == 1 ? 0 : core_.waits.find(first, first + run.count);

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 
 #include "fetch/page_sink.hpp"
 #include "target/core.hpp"
@@ -14,9 +15,11 @@ namespace vmigrate::pager {
 class Publisher final : public PageSink {
  public:
   explicit Publisher(TargetCore& core) : core_(core) {}
+  /// Call it before the first publish.
+  Status open();
 
-  /// Changes the state, then calls CONTINUE, then wakes and accounts. If a vCPU waits for one of the pages,
-  /// that page goes first.
+  /// Tags the pages if the session wants that, changes the state, then calls CONTINUE, then wakes and
+  /// accounts. If a vCPU waits for one of the pages, that page goes first.
   void publish(uint32_t region_index, PageRun run) override;
   bool is_awaited(uint32_t region_index, PageRun run) const override;
   /// Each fetch may defer two runs (publish), so two free places are needed for each.
@@ -55,6 +58,7 @@ class Publisher final : public PageSink {
   void account(uint32_t region_index, PageRun run);
 
   TargetCore& core_;
+  std::unique_ptr<ArrivalTags::Writer> tags_;
   std::array<Retry, kRetriesMax> retries_;
   size_t retry_count_ = 0;
 };

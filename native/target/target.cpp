@@ -17,7 +17,10 @@ class TargetThreads final : public TargetSession {
       : core_(std::move(core)), demand_(*core_), bulk_sink_(*core_), bulk_(core_->fetch(), bulk_sink_) {}
   ~TargetThreads() override { close(); }
 
-  Status open() { return demand_.open(); }
+  Status open() {
+    if (auto status = bulk_sink_.open(); !status) return status;
+    return demand_.open();
+  }
 
   Status connect(SourceEndpoints endpoints) override { return core_->attach(std::move(endpoints)); }
 

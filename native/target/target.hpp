@@ -5,10 +5,12 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/result.hpp"
 #include "fetch/endpoints.hpp"
+#include "memory/page_tags.hpp"
 #include "memory/region_config.hpp"
 #include "vm/memory.hpp"
 
@@ -24,7 +26,12 @@ enum class TargetState : uint32_t {
   kClosed,
 };
 
-using TargetOptions = FetchOptions;
+struct TargetOptions : FetchOptions {
+  /// If not empty, each page is tagged under the key before the VM can see it, and the tags are kept in these
+  /// files, one for each region.
+  std::vector<std::string> tag_paths{};
+  memory::TagKey tag_key{};
+};
 
 /// The target's side of one post-copy. It serves QEMU's faults first, then fetches the pages around them,
 /// then sweeps the rest. It never fetches pages that are holes according to the source's data map. It owns
@@ -32,11 +39,12 @@ using TargetOptions = FetchOptions;
 /// Thread-safe for its callers.
 class TargetSession {
  public:
-  /// Opens region and presence files. With `resume` the session takes over the presence map of an earlier
-  /// process: present pages stay present, and every waiter is woken once so that its fault is reported again.
-  /// `memory` must outlive the session and be complete, and its ranges must be registered for missing and
-  /// minor. A session thread calls `on_edge` when state() has changed; `on_edge` must not block and must not
-  /// call back into the session.
+  /// Opens region and presence files, and those for tags. A file of tags that is lost is no reason to keep a
+  /// VM from its memory: without it, nothing is tagged. With `resume` the session takes over the presence map
+  /// of an earlier process: present pages stay present, and every waiter is woken once so that its fault is
+  /// reported again. `memory` must outlive the session and be complete, and its ranges must be registered for
+  /// missing and minor. A session thread calls `on_edge` when state() has changed; `on_edge` must not block
+  /// and must not call back into the session.
   static Result<std::unique_ptr<TargetSession>> open(const VmMemory& memory,
                                                      std::span<const TargetRegionConfig> regions,
                                                      const TargetOptions& options, bool resume,

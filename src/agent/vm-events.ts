@@ -163,7 +163,8 @@ export class VmEvents {
 /** `complete`: nothing of the VM is missing any more, and the VM was not lost. */
 function phaseOf({ isCommitted, step, state, error }: MigrationJobView): Phase {
   if (!isCommitted) return 'begun';
-  return step === 'releaseSource' || (state === 'done' && error === null) ? 'complete' : 'committed';
+  const isHere = step === 'releaseSource' || step === 'verifyMemory';
+  return isHere || (state === 'done' && error === null) ? 'complete' : 'committed';
 }
 
 function splitId(id: string): [life?: string, number?: number] {

@@ -81,7 +81,13 @@ function migrationError(job: MigrationJobView): MigrationError {
         context,
       );
     case 'lost':
-      return new MigrationError('VM_LOST', `${job.vm} is lost: it cannot run on any host`, context);
+      return new MigrationError(
+        'VM_LOST',
+        cause?.code === 'DAMAGED'
+          ? `${job.vm} stands still on ${job.target}: its memory is damaged`
+          : `${job.vm} is lost: it cannot run on any host`,
+        context,
+      );
     default:
       return new MigrationError(
         toMigrationError(cause).code,

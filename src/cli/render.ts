@@ -4,6 +4,7 @@ import { guestEndText } from '../domain/guest-end.js';
 import { isEnded, type JobView } from '../domain/job.js';
 import { type MigrationPlan, type MigrationReport, MODE_TRAITS } from '../domain/migration.js';
 import type { Refusal } from '../domain/refusal.js';
+import type { MemoryVerification } from '../domain/verification.js';
 import type { VmView } from '../domain/vm.js';
 import type { HostView } from '../schemas/host.js';
 
@@ -190,6 +191,7 @@ export function reportText(report: MigrationReport): string {
       : ['moved', `${bytes(movedBytes)} by QEMU`],
     ['CPU', isMeasured ? `source ${report.sourceCpuS.toFixed(2)} s, target ${report.targetCpuS.toFixed(2)} s` : '-'],
     ...(report.dataSecurity === undefined ? [] : [['security', report.dataSecurity] as const]),
+    ...(report.verified === undefined ? [] : [['memory', verifiedText(report.verified)] as const]),
     ...(report.sharedStorage === 'assume' ? [['storage', 'assumed to be shared, nobody has checked it'] as const] : []),
     ...(guestEnd === null ? [] : [['guest', guestEndText(report.vm, guestEnd)] as const]),
     ...(report.reconnects === 0 ? [] : [['reconnects', String(report.reconnects)] as const]),
@@ -197,6 +199,11 @@ export function reportText(report: MigrationReport): string {
   const route = `${report.source} → ${report.target}`;
   const head = `${report.vm}: ${route}, ${bytes(report.memoryBytes)}, ${modeAndTransport(report)}`;
   return `${plain(head)}\n${lines.map(([name, text]) => `  ${name.padEnd(10)} ${text}\n`).join('')}`;
+}
+
+function verifiedText({ isComplete, chunks, pages, ms, reason }: MemoryVerification): string {
+  if (!isComplete) return `NOT verified: ${plain(reason ?? 'unknown')}`;
+  return `verified: ${pages} pages in ${chunks} chunks, ${milliseconds(ms)}`;
 }
 
 /** Names mode and transport, with the reason for the transport unless the user has chosen it. */

@@ -24,6 +24,7 @@ interface Options extends CommonOptions, TransportOptions {
   readonly bandwidth?: number;
   readonly maxDowntime?: number;
   readonly sharedStorage?: SharedStorage;
+  readonly verifyMemory?: boolean;
   readonly dryRun?: boolean;
   readonly detach?: boolean;
   readonly recover?: string;
@@ -67,6 +68,7 @@ async function migrate(vm: string | undefined, host: string | undefined, options
     ...(options.bandwidth === undefined ? {} : { bandwidthBytesPerS: options.bandwidth * MIB }),
     ...(options.maxDowntime === undefined ? {} : { downtimeMsMax: options.maxDowntime }),
     ...(options.sharedStorage === undefined ? {} : { sharedStorage: options.sharedStorage }),
+    ...(options.verifyMemory === true ? { verifyMemory: true } : {}),
   };
   const waiting = `asking ${host} and the source what they can do …`;
   if (options.dryRun === true) {
@@ -116,6 +118,10 @@ addTransportOptions(program)
       '--shared-storage <how>',
       'prove: refuse unless both hosts see the same disks (default); assume: take your word that they do',
     ).choices(SHARED_STORAGES),
+  )
+  .option(
+    '--verify-memory',
+    'prove in the end that the memory is what it was on the source; if it is not, the VM is stopped for good',
   )
   .option('--max-downtime <ms>', 'longest downtime of --native in ms', integer('--max-downtime', 1))
   .option('--dry-run', 'print the plan and start nothing')

@@ -27,7 +27,7 @@ export const ERROR_CODES = {
   IO_FAILED: 'the system cannot read or write a file, for example because of a damaged disk',
   REGION_CHANGED: 'a region file has been replaced or resized',
   CORRUPT: 'a file does not hold what vmigrate wrote to it',
-  DAMAGED: 'memory is not what the host that took the image says it is',
+  DAMAGED: 'memory is not what it was on the host that it came from',
   DISK_CHANGED: 'a disk is not as it was at the moment of the memory that is to run on it',
   // QEMU and native
   QEMU_FAILED: 'QEMU refused or failed a command',

@@ -41,6 +41,8 @@ export interface HostInventory {
   readonly dataAddress: string;
   /** The least that the host accepts on the data network. Absent: its build is older, and protects nothing. */
   readonly dataSecurity?: DataSecurity;
+  /** The host can prove what memory has arrived, and what it was. Absent: its build is older. */
+  readonly canVerifyMemory?: boolean;
   /** Absent: untrusted. */
   readonly rdmaTrust?: RdmaTrust;
   /** A file beside the data socket of this daemon. Absent if the host's build is older. */

@@ -7,6 +7,7 @@ import type { GuestEnd } from './guest-end.js';
 import type { PhaseTime } from './progress.js';
 import type { SharedStorage } from './storage.js';
 import type { Transport, TransportChoice } from './transport.js';
+import type { MemoryVerification } from './verification.js';
 
 export const MIGRATION_MODES = ['postcopy', 'native-precopy', 'native-postcopy'] as const;
 export type MigrationMode = (typeof MIGRATION_MODES)[number];
@@ -41,6 +42,8 @@ export interface MigrationRequest {
    * nothing is said, as for a transport whose bytes this project does not send.
    */
   readonly dataSecurity?: DataSecurity;
+  /** Prove in the end that the memory of the target was that of the source. Absent: do not. */
+  readonly verifyMemory?: boolean;
 }
 
 /** A user's order. The planner turns it into a request: `auto` becomes rdma if both hosts have it, else tcp. */
@@ -60,6 +63,7 @@ export const MIGRATION_STEPS = [
   'commit',
   'resumeTarget',
   'drain',
+  'verifyMemory',
   'releaseSource',
   'nativeStart',
   'nativeSwitchover',
@@ -100,6 +104,8 @@ export interface MigrationReport {
   readonly sharedStorage?: SharedStorage;
   /** As in the plan's request. */
   readonly dataSecurity?: DataSecurity;
+  /** Set if the request has asked for it. */
+  readonly verified?: MemoryVerification;
   /**
    * Time in which no vCPU ran: from just before the stop was sent to QEMU until the target acknowledged the resume, by
    * the coordinator's clock.

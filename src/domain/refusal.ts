@@ -33,7 +33,8 @@ export type MigrationRefusalCode =
   | 'PROTOCOL_VERSION'
   | 'HOST_LIMIT'
   | 'POLICY_FORBIDS'
-  | 'DATA_NOT_PROTECTED';
+  | 'DATA_NOT_PROTECTED'
+  | 'MEMORY_NOT_VERIFIABLE';
 
 /** Codes that only forks use. A fork may also be refused with some of the codes of migrations. */
 export type ForkRefusalCode =

@@ -62,6 +62,11 @@ export function isWorthAnotherTry(error: MigrationError): boolean {
   return error.code !== 'OWNER_CHANGED' && error.code !== 'CONFLICT' && error.code !== 'QEMU_GONE';
 }
 
+/** Nothing mends it: the VM is lost, or has been stopped for good. */
+function isFinal({ code }: MigrationError): boolean {
+  return code === 'VM_LOST' || code === 'DAMAGED';
+}
+
 /** The undo of steps after the commit that leave nothing to undo, even if the job is lost. */
 export function neverUndone(): Promise<void> {
   return Promise.reject(new MigrationError('INTERNAL', 'a step after the commit cannot be undone'));
@@ -309,7 +314,7 @@ export class Walk<
           } catch (thrown) {
             const error = toMigrationError(thrown);
             if (halt.aborted) return { kind: 'halted' };
-            if (error.code === 'VM_LOST') return await this.giveUp(context, error);
+            if (isFinal(error)) return await this.giveUp(context, error);
             const quietMs = ports.clock.nowMs() - marks.advancedAtMs;
             if (marks.isStalled || !isTransientAfterCommit(error) || quietMs > limits.recoveryMsMax) {
               marks.isStalled = true;

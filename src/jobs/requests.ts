@@ -88,6 +88,7 @@ export function migrationRecord(
     job: `job-${random.hex(6)}`,
     session: random.hex(16),
     token: random.hex(32),
+    ...(plan.request.verifyMemory === true ? { memoryKey: random.hex(32) } : {}),
     ...{ plan, spec, epoch, accel, ...(incarnation === undefined ? {} : { incarnation }) },
     createdAt: clock.isoNow(),
   };

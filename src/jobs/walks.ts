@@ -82,6 +82,7 @@ export function walkOf(job: Job, parts: WalkParts): JobWalk {
     ...{ record, findings, limits },
     ports: { ...ports, source: local.source, sourceInventory: local.inventory, target, registry },
     endpoint: null,
+    comparison: null,
   };
   return {
     fromStart: () => migrationWalk.fromStart(context),

@@ -30,6 +30,7 @@ import {
   checkTargetOptions,
   checkTimeout,
 } from './check.js';
+import { checkChunkRequest, checkTags } from './chunks.js';
 import { ImageDigests } from './digests.js';
 import {
   type Addon,
@@ -136,8 +137,14 @@ function bind(addon: Addon): NativeBinding {
     },
     openTargetSession(vm, options) {
       checkTargetOptions(options);
+      if (options.tags !== undefined) checkTags(options.tags, options.regions.length);
       const memory = VmMemory.nativeOf(vm);
       return attempt('open target session', () => new TargetSession(addon.openTargetSession(memory, options)));
+    },
+    async digestArrived(region, request) {
+      checkPath(region.tagPath, 'path of tags');
+      checkChunkRequest(request);
+      return attemptAsync('digest the memory that has arrived', () => addon.digestArrived(region, request));
     },
     openImageCapture(options) {
       checkImageOptions(options);

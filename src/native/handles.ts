@@ -15,6 +15,8 @@ import {
 } from '../protocol/wire.js';
 import { attempt, attemptAsync } from './attempt.js';
 import { checkNear, checkNearId, checkOrder, checkPages, checkSource } from './check.js';
+import type { ChunkRequest } from './chunk-types.js';
+import { checkChunkRequest } from './chunks.js';
 import type { AddonImageDigests } from './digests.js';
 import { type AddonMulticastSender, type AddonPacer, checkJoin, type MulticastSenderOptions } from './multicast.js';
 import type { MulticastGroup, MulticastJoin, MulticastSnapshot, PacerOptions } from './multicast-types.js';
@@ -61,6 +63,7 @@ interface AddonDataListener {
 interface AddonSourceSession {
   keys(): RegionKeys[];
   scan(): void;
+  digestChunks(request: ChunkRequest): Promise<Buffer>;
   snapshot(): { counters: BigUint64Array; failure: NativeFailure | null };
   close(): Promise<void>;
 }
@@ -122,6 +125,7 @@ export interface Addon {
     image: AddonImageCapture | AddonImageFetch | null,
   ): Promise<AddonSourceSession>;
   openTargetSession(vm: AddonVmMemory, options: TargetOptions): AddonTargetSession;
+  digestArrived(...args: Parameters<NativeBinding['digestArrived']>): Promise<Buffer>;
   openImageCapture(parent: AddonVmMemory | null, options: ImageCaptureOptions): AddonImageCapture;
   openImageFetch(options: ImageFetchOptions, digests: AddonImageDigests | null): AddonImageFetch;
   openImageDigests(options: ImageDigestsOptions): AddonImageDigests;
@@ -197,6 +201,11 @@ export class SourceSession implements SourceSessionHandle {
 
   scan(): void {
     attempt('scan the memory of a source session', () => this.#native.scan());
+  }
+
+  async digestChunks(request: ChunkRequest): Promise<Buffer> {
+    checkChunkRequest(request);
+    return attemptAsync('digest the memory of a source session', () => this.#native.digestChunks(request));
   }
 
   snapshot(): { counters: Record<SourceCounter, bigint>; failure: NativeFailure | null } {

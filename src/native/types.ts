@@ -1,6 +1,7 @@
 import type { RdmaDevice } from '../domain/transport.js';
 import type { ImageCounter, SourceCounter, TargetCounter } from '../protocol/wire.js';
 import type { Credentials, NativeFailure, RegionFile, TouchOrder } from './basic-types.js';
+import type { ArrivalTags, ChunkRequest, TaggedRegion } from './chunk-types.js';
 import type {
   MulticastGroup,
   MulticastJoin,
@@ -87,6 +88,8 @@ export interface SourceSessionHandle {
   readonly keys: readonly RegionKeys[];
   /** Starts the scan of the files for holes on a native thread. The VM must have stopped. */
   scan(): void;
+  /** The digests of chunks, CONSTANTS.PAGE_TAG_BYTES for each, off the main thread. The VM must have stopped. */
+  digestChunks(request: ChunkRequest): Promise<Buffer>;
   snapshot(): { readonly counters: Record<SourceCounter, bigint>; readonly failure: NativeFailure | null };
   /**
    * Stops serving. Resolves when the memory is no longer registered, the session's id is free and the listener may be
@@ -130,6 +133,7 @@ export interface TargetOptions {
   readonly order?: TouchOrder;
   /** Take over the presence maps of an earlier process. */
   readonly isResume: boolean;
+  readonly tags?: ArrivalTags;
   readonly onEdge: () => void;
 }
 
@@ -370,6 +374,8 @@ export interface NativeBinding {
   /** If memory is registered, the call takes as long as that: the holes of its files are noted, then filled. */
   openSourceSession(options: SourceOptions): Promise<SourceSessionHandle>;
   openTargetSession(vm: VmMemoryHandle, options: TargetOptions): TargetSessionHandle;
+  /** As SourceSessionHandle.digestChunks, of what has arrived: from the tags of a session that is complete. */
+  digestArrived(region: TaggedRegion, request: ChunkRequest): Promise<Buffer>;
   openImageCapture(options: ImageCaptureOptions): ImageCaptureHandle;
   openImageFetch(options: ImageFetchOptions): ImageFetchHandle;
   /**

@@ -65,6 +65,7 @@ export const hostInventory = of<HostInventory>(
     hugePagesFree: z.record(text, count),
     dataAddress: text,
     dataSecurity: z.enum(DATA_SECURITIES).exactOptional(),
+    canVerifyMemory: z.boolean().exactOptional(),
     rdmaTrust: z.enum(RDMA_TRUSTS).exactOptional(),
     socketMark: z.object({ path: text, inode: text }).exactOptional(),
     rdma: rdmaInventory,

@@ -43,6 +43,7 @@ const request = z.strictObject({
   downtimeMsMax: amount,
   sharedStorage: sharedStorage.exactOptional(),
   dataSecurity: dataSecurity.exactOptional(),
+  verifyMemory: z.boolean().exactOptional(),
 });
 
 const plan = z.strictObject({
@@ -136,6 +137,7 @@ const entry = z.discriminatedUnion('type', [
     job: id,
     session: sessionId,
     token: sessionToken,
+    memoryKey: sessionToken.exactOptional(),
     plan,
     spec,
     epoch: z.int().min(1),

@@ -23,6 +23,8 @@ export const migrationBody = z.strictObject({
   sharedStorage: sharedStorage.default('prove'),
   /** The least protection of the pages on their way. Default: what the hosts demand. */
   dataSecurity: dataSecurity.exactOptional(),
+  /** Prove in the end that the target's memory was what the source's was. */
+  verifyMemory: z.boolean().exactOptional(),
   /** Return the plan and start nothing. */
   dryRun: z.boolean().default(false),
 });
@@ -30,8 +32,8 @@ export const migrationBody = z.strictObject({
 export type MigrationBody = z.input<typeof migrationBody>;
 
 export function migrationOrder(body: z.output<typeof migrationBody>): MigrationOrder {
-  const { dryRun: _, ...request } = body;
-  return request;
+  const { dryRun: _, verifyMemory, ...request } = body;
+  return verifyMemory === true ? { ...request, verifyMemory } : request;
 }
 
 const requestView = of<MigrationRequest>(
@@ -44,6 +46,7 @@ const requestView = of<MigrationRequest>(
     downtimeMsMax: count,
     sharedStorage: sharedStorage.exactOptional(),
     dataSecurity: dataSecurity.exactOptional(),
+    verifyMemory: z.boolean().exactOptional(),
   }),
 );
 
@@ -77,6 +80,9 @@ export const reportView = of<MigrationReport>(
     memoryBytes: count,
     sharedStorage: sharedStorage.exactOptional(),
     dataSecurity: dataSecurity.exactOptional(),
+    verified: z
+      .object({ isComplete: z.boolean(), chunks: count, pages: count, ms: count, reason: text.exactOptional() })
+      .exactOptional(),
     blackoutMs: count,
     blackoutByEventsMs: z.number(),
     degradedMs: count,

@@ -36,6 +36,7 @@ const SIMULATED_IN: Readonly<Record<StepName, MigrationMode>> = {
   commit: 'postcopy',
   resumeTarget: 'postcopy',
   drain: 'postcopy',
+  verifyMemory: 'postcopy',
   releaseSource: 'postcopy',
 };
 

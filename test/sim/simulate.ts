@@ -1,6 +1,6 @@
 import { FileRegistry } from '../../src/cluster/file.js';
 import { OwnerMirror } from '../../src/cluster/mirror.js';
-import type { JobState } from '../../src/domain/job.js';
+import type { JobState, JobView } from '../../src/domain/job.js';
 import type { MigrationMode } from '../../src/domain/migration.js';
 import type { HostPort } from '../../src/engine/ports/host.js';
 import type { Registry } from '../../src/engine/ports/registry.js';
@@ -119,6 +119,7 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
     transport: 'tcp',
     bandwidthBytesPerS: 0,
     downtimeMsMax: 300,
+    ...(mode === 'postcopy' ? { verifyMemory: true } : {}),
   } as const;
   let isAnswered = false;
   daemons
@@ -137,7 +138,7 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
   });
   const job = daemons.A?.jobs?.list()[0] ?? null;
   if (!hasRested) world.fail(`the job did not come to rest: ${JSON.stringify(job)}`);
-  else if (world.violation === null) checkAtRest(world, daemons, job?.state ?? null);
+  else if (world.violation === null) checkAtRest(world, daemons, job);
   return {
     violation: world.violation?.message ?? null,
     state: job?.state ?? null,
@@ -175,7 +176,9 @@ async function giveToSource({ hosts, time }: World): Promise<void> {
 }
 
 /** Checks the invariants that hold when all daemons run, all faults have ended and the job has ended. */
-function checkAtRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | null }, state: JobState | null): void {
+function checkAtRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | null }, job: JobView | null): void {
+  const state = job?.state ?? null;
+  const verified = job?.kind === 'migrate' ? job.report?.verified : undefined;
   const source = world.hosts.A.vms.get(vmSpec.name);
   const target = world.hosts.B.vms.get(vmSpec.name);
   const runs = (record: typeof source): boolean => record?.qemu?.isAlive === true && record.qemu.state === 'running';
@@ -195,6 +198,8 @@ function checkAtRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | nul
     if (isNeeded && !runs(target) && !killed.target) fail('the VM does not run on the target');
     if (isNeeded && target?.memory?.pages.includes(null) !== false) fail('pages are missing on the target');
     if (source !== undefined) fail('the VM is left over on the source');
+    if (isNeeded && !killed.target && verified?.isComplete === false)
+      fail(`the memory is not verified: ${verified.reason}`);
     if (target !== undefined && target.job !== null) fail('the VM is still reserved on the target');
   } else {
     if (!runs(source) && !killed.source && guestEndedOn !== 'source') fail('the VM does not run on the source');

@@ -2,10 +2,11 @@
  * The source's half of a simulated host. It keeps the rules of ports/host.ts, and forgets what a real daemon forgets.
  */
 
-import type { SourceEndpointInfo } from '../../src/engine/ports/session.js';
+import type { ChunkRange, FrozenDigests, SourceEndpointInfo } from '../../src/engine/ports/session.js';
 import type { SourcePort } from '../../src/engine/ports/source.js';
 import { failure, type HalfParts, SimHalf } from './half.js';
 import { moveNatively } from './native.js';
+import { digestsOf } from './world.js';
 
 interface Exposure {
   readonly key: string;
@@ -107,6 +108,13 @@ export class SimSource extends SimHalf implements SourcePort {
     this.vm(vm);
     this.world.nativeCancelled.add(session);
     await this.work('native cancel');
+  }
+
+  async digestFrozen(session: string, _key: string, range: ChunkRange): Promise<FrozenDigests> {
+    const exposure = this.#exposures.get(session);
+    if (exposure === undefined) throw failure('NOT_FOUND', 'no such session');
+    await this.work('digest frozen');
+    return { digests: digestsOf(this.vm(exposure.vm).memory?.pages ?? [], range) };
   }
 
   async sourceCounters(session: string): Promise<Record<string, number>> {

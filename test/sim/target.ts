@@ -3,6 +3,8 @@
  */
 
 import type {
+  ArrivedDigests,
+  ChunkRange,
   PrepareReply,
   PrepareRequest,
   SessionProgress,
@@ -11,7 +13,7 @@ import type {
 import type { TargetPort } from '../../src/engine/ports/target.js';
 import { failure, type HalfParts, SimHalf } from './half.js';
 import { PAGE_MS } from './native.js';
-import { PAGES, type VmRecord } from './world.js';
+import { digestsOf, PAGES, type VmRecord } from './world.js';
 
 /** The source of the pages. */
 interface PageSource {
@@ -37,7 +39,7 @@ export class SimTarget extends SimHalf implements TargetPort {
     const known = this.state.sessions.get(session);
     if (known === undefined) {
       if (this.state.vms.has(vm)) throw failure('CONFLICT', `${vm} is here already`);
-      this.state.sessions.set(session, { session, vm, hasRun: false });
+      this.state.sessions.set(session, { session, vm, hasRun: false, arrived: [] });
       this.state.vms.set(vm, {
         spec: request.spec,
         job: request.job,
@@ -130,6 +132,18 @@ export class SimTarget extends SimHalf implements TargetPort {
 
   async inherit(): Promise<void> {}
 
+  async digestArrived(session: string, range: ChunkRange): Promise<ArrivedDigests> {
+    const { arrived } = this.#session(session);
+    await this.work('digest arrived');
+    return { digests: digestsOf(arrived, range) };
+  }
+
+  async condemn(session: string): Promise<void> {
+    const { qemu } = this.vm(this.#session(session).vm);
+    if (qemu !== null) qemu.state = 'paused';
+    await this.work('condemn');
+  }
+
   async finish(session: string): Promise<void> {
     const { vm } = this.#session(session);
     const record = this.vm(vm);
@@ -183,6 +197,8 @@ export class SimTarget extends SimHalf implements TargetPort {
       if (page > record.loadedVersion)
         this.world.fail(`page ${index} was written after the state that the VM runs from`);
       // A page that the guest has written meanwhile had been fetched before, so it is not overwritten.
+      const noted = this.state.sessions.get(session);
+      if (noted !== undefined) noted.arrived[index] = page;
       memory.pages[index] ??= page;
       this.world.event(`page ${index}`);
       await this.life.survive();

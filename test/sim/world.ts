@@ -3,6 +3,8 @@
  * checks all of it after every event. `HostState` survives the daemon; the state in an agent (agent.ts) does not.
  */
 import type { VmSpec } from '../../src/domain/vm.js';
+import type { ChunkRange } from '../../src/engine/ports/session.js';
+import { CONSTANTS } from '../../src/protocol/wire.js';
 import { Chance } from './chance.js';
 import type { Disk } from './store.js';
 import { type Life, Time } from './time.js';
@@ -40,6 +42,16 @@ export interface SessionRecord {
   readonly session: string;
   readonly vm: string;
   hasRun: boolean;
+  /** Each page as it came. */
+  readonly arrived: number[];
+}
+
+/** Digests of memory whose chunks are these pages, over and over. */
+export function digestsOf(pages: readonly (number | null | undefined)[], { first, count }: ChunkRange): string {
+  const digests = Array.from({ length: count }, (_, index) =>
+    Buffer.alloc(CONSTANTS.PAGE_TAG_BYTES, `${pages[(first + index) % PAGES] ?? 'none'},`),
+  );
+  return Buffer.concat(digests).toString('base64');
 }
 
 export interface HostState {

@@ -278,6 +278,7 @@ export class FakeHost {
         return {
           keys: [],
           scan: () => void this.exposures.push('scanned'),
+          digestChunks: async () => Buffer.alloc(0),
           snapshot: () => ({ counters: {} as never, failure: this.sourceFailure }),
           close: async () => void this.exposures.push('closed'),
         };

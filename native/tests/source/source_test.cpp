@@ -61,6 +61,54 @@ class Source : public ::testing::Test {
   std::unique_ptr<SourceSession> session_;
 };
 
+/// Of what a region of so many pages holds, read in one go.
+std::vector<std::byte> digests_of(const std::vector<std::byte>& content,
+                                  const memory::ChunkRequest& request) {
+  const auto read = [&](uint64_t at, std::span<std::byte> out) {
+    std::memcpy(out.data(), content.data() + at, out.size());
+    return ok();
+  };
+  return memory::digest_chunks(request, content.size() / kPage, kPage,
+                               [&](memory::PageTagger& tagger, PageRun run, std::span<std::byte> tags) {
+                                 return tagger.tag(request.region_index, kPage, run, read, tags);
+                               })
+      .value();
+}
+
+TEST_F(Source, DigestsAreThoseOfDataAndHoles) {
+  make_region("a", 3, [](uint64_t) { return true; });
+  make_region("b", 1300, [](uint64_t page) { return page < 5 || page == 1200; });
+  open();
+  std::vector<std::byte> content(1300 * kPage);
+  const UniqueFd fd(::open((dir_ / "b").c_str(), O_RDONLY | O_CLOEXEC));
+  ASSERT_EQ(::pread(fd.get(), content.data(), content.size(), 0), static_cast<ssize_t>(content.size()));
+  const memory::ChunkRequest request{{7}, 1, 0, 3};
+  const auto digests = session_->digest_chunks(request);
+  ASSERT_TRUE(digests.ok()) << digests.error().what;
+  EXPECT_EQ(digests.value(), digests_of(content, request));
+  content[1200 * kPage] ^= std::byte{1};
+  EXPECT_NE(digests.value(), digests_of(content, request));
+  EXPECT_FALSE(session_->digest_chunks({{7}, 2, 0, 1}).ok());
+  EXPECT_FALSE(session_->digest_chunks({{7}, 0, 1, 1}).ok());
+  struct stat file {};
+  ASSERT_EQ(::stat((dir_ / "b").c_str(), &file), 0);
+  EXPECT_EQ(file.st_blocks, 6 * 8) << "holes stay holes";
+}
+
+TEST_F(Source, AFileThatWasCutHasNoDigests) {
+  for (const bool has_data : {true, false}) {
+    const std::string name = has_data ? "cut" : "cut-hole";
+    configs_.clear();
+    make_region(name, 600, [&](uint64_t page) { return has_data || page == 0; });
+    open();
+    ASSERT_EQ(::truncate((dir_ / name).c_str(), 520 * kPage), 0);
+    const auto digests = session_->digest_chunks({{7}, 0, 1, 1});
+    ASSERT_FALSE(digests.ok());
+    EXPECT_EQ(digests.error().code, ErrorCode::kRegionChanged);
+    session_.reset();
+  }
+}
+
 TEST_F(Source, ExposesRegionsAndMapsReadOnly) {
   make_region("a", 20, [](uint64_t) { return true; });
   make_region("b", 3, [](uint64_t) { return false; });

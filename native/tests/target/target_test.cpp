@@ -252,7 +252,7 @@ TEST(TargetPager, MoreFaultsThanTheTablesHoldWaitInTheKernel) {
 TEST(TargetPager, BandwidthLimitHoldsPrefetchAndNotDemand) {
   PagerHarness vm(PagerHarness::Specs{{2048}});
   const auto begun = std::chrono::steady_clock::now();
-  vm.start(true, {.bandwidth_bytes_per_s = 16 << 20, .prefetch_bytes_max = 64 << 10});
+  vm.start(true, {{.bandwidth_bytes_per_s = 16 << 20, .prefetch_bytes_max = 64 << 10}});
   auto reading = vm.touch(0, 2047);
   ASSERT_TRUE(PagerHarness::arrives(reading));
   ASSERT_TRUE(vm.reaches(TargetState::kComplete));

@@ -40,6 +40,7 @@ export async function hostInventory(context: HostContext, info: HostInfo): Promi
       ? { protocolVersion: OLD_HELLO_VERSION, newestProtocolVersion: PROTOCOL_VERSION }
       : { protocolVersion: PROTOCOL_VERSION }),
     dataSecurity: policy.dataSecurity,
+    canVerifyMemory: true,
     ...(policy.rdma === 'trusted' ? { rdmaTrust: policy.rdma } : {}),
     isUserfaultfdPermitted: support.userfaultfdPermitted,
     hasMinorFaults: support.minorShmem,

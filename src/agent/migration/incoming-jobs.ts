@@ -171,8 +171,9 @@ function endedItself(error: MigrationError | null): boolean {
   return typeof reason === 'string' && isGuestEnd(reason);
 }
 
-function stepOf({ state, hasRun }: ArrivalView): StepName {
-  if (hasRun) return state === 'complete' ? 'releaseSource' : 'drain';
+function stepOf({ state, hasRun, request }: ArrivalView): StepName {
+  if (hasRun && state === 'complete') return request.memoryKey === undefined ? 'releaseSource' : 'verifyMemory';
+  if (hasRun) return 'drain';
   return state === 'loaded' ? 'transferState' : state === 'connected' ? 'connectTarget' : 'prepareTarget';
 }
 

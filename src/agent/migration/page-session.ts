@@ -5,6 +5,7 @@
 
 import { MigrationError } from '../../domain/errors.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
+import type { ArrivalTags } from '../../native/chunk-types.js';
 import type { TargetSessionHandle, TargetSnapshot, TouchOrder } from '../../native/types.js';
 import type { TargetCounter } from '../../protocol/wire.js';
 import type { HostContext } from '../vm/context.js';
@@ -27,6 +28,7 @@ export interface PageSessionOptions {
   readonly bandwidthBytesPerS: number;
   /** As for the native session. */
   readonly order?: TouchOrder;
+  readonly tags?: ArrivalTags;
   /** True: use the presence maps of an earlier process. */
   readonly isResume: boolean;
   /** Called when every page has arrived. */
@@ -117,6 +119,7 @@ export class PageSession {
       })),
       bandwidthBytesPerS: this.#options.bandwidthBytesPerS,
       ...(this.#options.order === undefined ? {} : { order: this.#options.order }),
+      ...(this.#options.tags === undefined ? {} : { tags: this.#options.tags }),
       isResume,
       onEdge: () => this.#onEdge(),
     });

@@ -70,6 +70,7 @@ const recordSchema = z.discriminatedUnion('role', [
     accel,
     token: sessionToken,
     bandwidthBytesPerS: z.number().min(0),
+    memoryKey: sessionToken.exactOptional(),
     state: z.enum(TARGET_RECORD_STATES),
     nativeUri: z.string().nullable(),
     endpoint: endpoint.nullable(),

@@ -5,7 +5,7 @@
 import type { OpenStream } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import { guestEndText } from '../../domain/guest-end.js';
-import type { SourceEndpointInfo } from '../../engine/ports/session.js';
+import type { ChunkRange, FrozenDigests, SourceEndpointInfo } from '../../engine/ports/session.js';
 import type { ExposeRequest, NativeMigrateOptions, SourcePort } from '../../engine/ports/source.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import type { ManagedVm } from '../vm/vms.js';
@@ -227,6 +227,10 @@ export class SourceAgent implements SourcePort {
     if (vms.has(vm) && !this.#isStoppedByOther(vm, session)) await vms.get(vm).process.cancelMove();
     await move?.done.catch(() => undefined);
     this.#moves.delete(session);
+  }
+
+  async digestFrozen(session: string, key: string, range: ChunkRange): Promise<FrozenDigests> {
+    return this.#source(session).digest(key, range);
   }
 
   async sourceCounters(session: string): Promise<Readonly<Record<string, number>>> {

@@ -7,7 +7,7 @@ import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { StateExport, StateStream } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { SourceEndpointInfo } from '../../engine/ports/session.js';
+import type { ChunkRange, FrozenDigests, SourceEndpointInfo } from '../../engine/ports/session.js';
 import { failureToError } from '../../native/failure.js';
 import type { DataListenerHandle, SourceClone, SourceSessionHandle } from '../../native/types.js';
 import { ownPagesPath, removeRegionFiles } from '../vm/ram-files.js';
@@ -132,6 +132,14 @@ export class SourceSession {
       throw error;
     });
     return this.#transferring;
+  }
+
+  /** Digests memory as it was at the stop. */
+  async digest(key: string, range: ChunkRange): Promise<FrozenDigests> {
+    if (!this.#hasDeparted || this.#pages === null)
+      throw new MigrationError('CONFLICT', `the memory of ${this.record.vm} is not frozen`);
+    const digests = await this.#pages.digestChunks({ key, ...range });
+    return { digests: digests.toString('base64') };
   }
 
   /**

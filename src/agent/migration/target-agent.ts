@@ -6,6 +6,8 @@ import type { Duplex, Readable } from 'node:stream';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { VmExit } from '../../domain/vm.js';
 import type {
+  ArrivedDigests,
+  ChunkRange,
   Legacy,
   PrepareReply,
   PrepareRequest,
@@ -89,8 +91,9 @@ export class TargetAgent implements TargetPort {
 
   /**
    * Returns the job that is still transferring pages of the VM to this host, or null. A missing page is a hole in the
-   * region file, and another migration would send zeros for it. The session's record may be damaged. Then the VM's
-   * presence map shows that a session has not ended, and the session's id is returned.
+   * region file, and another migration would send zeros for it. Nor may memory go on that is not proven yet. The
+   * session's record may be damaged. Then the VM's presence map shows that a session has not ended, and the session's
+   * id is returned.
    */
   async arriving(name: string): Promise<string | null> {
     const { vms } = this.#context;
@@ -98,7 +101,8 @@ export class TargetAgent implements TargetPort {
     if (session === null) return null;
     const target = this.#targets.get(session);
     if (target !== undefined) {
-      return (await target.progress()).state === 'complete' ? null : (this.#jobs.get(session) ?? session);
+      const isHere = (await target.progress()).state === 'complete' && !target.memory.isUnproven;
+      return isHere ? null : (this.#jobs.get(session) ?? session);
     }
     for (const { id } of spec.memory.regions) {
       const isThere = await access(vms.presencePath(name, id)).then(
@@ -192,6 +196,17 @@ export class TargetAgent implements TargetPort {
     else if (this.#exitOf(gone.record) !== null) {
       await inheritExitCode(this.#context.vms, gone.record.spec.name, legacy.exitCode);
     }
+  }
+
+  async digestArrived(session: string, range: ChunkRange): Promise<ArrivedDigests> {
+    if (this.#gone.has(session)) return { digests: null, reason: `the VM has ended on ${this.#context.host}` };
+    const target = this.#target(session);
+    if ((await target.progress()).state === 'complete') return target.memory.digest(range);
+    throw new MigrationError('CONFLICT', `pages of ${target.vmName} are still missing`);
+  }
+
+  async condemn(session: string, damage: string): Promise<void> {
+    await this.#target(session).memory.condemn(damage);
   }
 
   async finish(session: string): Promise<void> {

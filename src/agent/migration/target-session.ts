@@ -7,7 +7,6 @@
  * and `discard` removes everything. After it, the VM belongs to this host and only waits for pages.
  */
 
-import { unlink } from 'node:fs/promises';
 import type { Duplex, Readable } from 'node:stream';
 import type { StateImport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -24,6 +23,7 @@ import { failureToError } from '../../native/failure.js';
 import { refuseSpecOfPeer } from '../policy/policy.js';
 import type { ManagedVm } from '../vm/vms.js';
 import { Arrival, type ArrivalView, pagesOf } from './arrival.js';
+import { ArrivedMemory } from './arrived-memory.js';
 import type { MigrationContext } from './context.js';
 import { endedOf, inheritExitCode } from './ended-vm.js';
 import { goneError } from './gone.js';
@@ -46,6 +46,7 @@ export class TargetSession {
   /** The VM's epoch in this host's registry before the move. It is read in advance to keep it out of the blackout. */
   readonly #epochBefore: number | null;
   readonly #arrival: Arrival;
+  readonly memory: ArrivedMemory;
 
   private constructor(
     context: MigrationContext,
@@ -57,6 +58,7 @@ export class TargetSession {
     this.#record = record;
     this.#vm = vm;
     this.#epochBefore = before.epoch;
+    this.memory = new ArrivedMemory(context, vm, record.memoryKey);
     this.#arrival = new Arrival(record, context.clock, record);
     this.#state = vm.process.importState(record.mode, before.isResume);
     this.#pages =
@@ -66,6 +68,7 @@ export class TargetSession {
             token: record.token,
             bandwidthBytesPerS: record.bandwidthBytesPerS,
             isResume: before.isResume,
+            ...this.memory.tags,
             onComplete: () => this.#completed(),
           })
         : null;
@@ -261,13 +264,8 @@ export class TargetSession {
       throw new MigrationError('CONFLICT', `pages of ${this.vmName} are still missing`);
     }
     await this.close();
-    const { vms, store } = this.#context;
-    for (const { id } of this.#isReplaced ? [] : this.#vm.spec.memory.regions) {
-      await unlink(vms.presencePath(this.vmName, id)).catch((error: NodeJS.ErrnoException) => {
-        if (error.code !== 'ENOENT') throw error;
-      });
-    }
-    await store.remove(this.#record);
+    if (!this.#isReplaced) await this.memory.removeFiles();
+    await this.#context.store.remove(this.#record);
   }
 
   /** Throws CONFLICT if the VM has been resumed. */

@@ -54,6 +54,11 @@ export function presencePath(place: RamPlace, vm: string, region: string): strin
   return join(place.ramDir, vm, `${region}.presence`);
 }
 
+/** The tags of pages as they arrived, of a move that is verified. The file is always on tmpfs. */
+export function tagPath(place: RamPlace, vm: string, region: string): string {
+  return join(place.ramDir, vm, `${region}.tags`);
+}
+
 /**
  * The file that keeps a clone's own pages while it migrates. It is always on tmpfs, and removed with the other files.
  */

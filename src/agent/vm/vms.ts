@@ -311,9 +311,9 @@ export class VmManager {
     if (vm?.spec.memory.backing === 'image') await this.endClone(vm, OUT_OF_MEMORY);
   }
 
-  /** Pauses a clone for good whose memory is damaged; a user ends it. Durable when it resolves. Idempotent. */
-  markDamaged(clone: ManagedVm, damage: string): Promise<void> {
-    return this.#onLiving(clone, (vm) => stopForGood(vm, damage).finally(() => this.#table.changed(vm)));
+  /** Pauses a VM for good whose memory is damaged; a user ends it. Durable when it resolves. Idempotent. */
+  markDamaged(damaged: ManagedVm, damage: string): Promise<void> {
+    return this.#onLiving(damaged, (vm) => stopForGood(vm, damage).finally(() => this.#table.changed(vm)));
   }
 
   /** Kills a clone, also one that has not run yet. It stays listed, with that reason. Idempotent. */

@@ -12,9 +12,12 @@ import { count, list, text } from '../../schemas/of.js';
 import { fileView, proofId, storageFile, storageOffer } from '../../schemas/storage.js';
 import { vmView } from '../../schemas/vm.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
-import { exitCode, hostName, imageId, jobId, sessionId, transport, vmName } from '../../schemas/words.js';
+import { exitCode, hostName, imageId, jobId, sessionId, sessionToken, transport, vmName } from '../../schemas/words.js';
 import {
+  arrivedDigests,
+  chunkRange,
   counters,
+  damage,
   digestsHash,
   endpoint,
   epoch,
@@ -25,6 +28,7 @@ import {
   forkPointReply,
   forkProgress,
   forkQuestion,
+  frozenDigests,
   heardProbe,
   imageDigests,
   imageHolder,
@@ -115,6 +119,7 @@ const HOST_METHODS: HostMethods = {
     nativeProgress: method(z.tuple([vmName]), nativeReading, SHORT_MS),
     nativeRecover: method(z.tuple([vmName, sessionId, hostName]), nothing, USUAL_MS),
     nativeCancel: method(vmSession, nothing, USUAL_MS),
+    digestFrozen: method(z.tuple([sessionId, sessionToken, chunkRange]), frozenDigests, USUAL_MS),
     sourceCounters: method(session, counters, SHORT_MS),
     release: method(vmSession, nothing, USUAL_MS),
   },
@@ -127,6 +132,8 @@ const HOST_METHODS: HostMethods = {
     progress: method(session, sessionProgress, SHORT_MS),
     reconnect: method(z.tuple([sessionId, endpoint]), nothing, REGISTER_MS),
     inherit: method(z.tuple([sessionId, z.strictObject({ exitCode })]), nothing, USUAL_MS),
+    digestArrived: method(z.tuple([sessionId, chunkRange]), arrivedDigests, USUAL_MS),
+    condemn: method(z.tuple([sessionId, damage]), nothing, USUAL_MS),
     finish: method(session, nothing, USUAL_MS),
     discard: method(session, nothing, USUAL_MS),
   },

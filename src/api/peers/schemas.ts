@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { DATA_SECURITIES } from '../../domain/data-security.js';
 import { CLONES_MAX } from '../../domain/fork.js';
 import { EPOCH_MAX } from '../../domain/host.js';
+import { CHUNKS_PER_CALL_MAX } from '../../domain/verification.js';
 import { FORK_DECISIONS } from '../../engine/ports/fork.js';
 import { SESSION_STATES } from '../../engine/ports/session.js';
 import { hostFanout, multicastGroup } from '../../schemas/fanout.js';
@@ -92,6 +93,13 @@ export const prepareRequest = z.strictObject({
   accel,
   token: sessionToken,
   bandwidthBytesPerS: count,
+  memoryKey: sessionToken.exactOptional(),
+});
+
+export const chunkRange = z.strictObject({
+  region: z.int().min(0).max(KEYS_MAX),
+  first: z.int().min(0),
+  count: z.int().min(1).max(CHUNKS_PER_CALL_MAX),
 });
 
 export const sessionProgress = z.object({
@@ -165,6 +173,13 @@ const base64 = z
   .regex(/^[A-Za-z0-9+/]*={0,2}$/);
 
 export const imageDigests = z.object({ digests: base64.nullable() });
+
+export const frozenDigests = z.object({ digests: base64 });
+
+export const arrivedDigests = z.object({ digests: base64.nullable(), reason: text.exactOptional() });
+
+/** Why a VM is stopped for good; for people. */
+export const damage = z.string().min(1).max(1024);
 
 /** The longest order fits. */
 export const touchOrder = z.object({ order: base64 });

@@ -1,5 +1,6 @@
 import type { GuestEnd } from '../../domain/guest-end.js';
 import type { StepName } from '../../domain/migration.js';
+import type { DifferentChunk, MemoryVerification } from '../../domain/verification.js';
 import type { InventoryPort } from '../ports/inventory.js';
 import type { JournalEntry } from '../ports/journal.js';
 import type { Registry } from '../ports/registry.js';
@@ -30,6 +31,7 @@ export interface Findings {
   sourceCounters: Readonly<Record<string, number>>;
   /** Set if the guest has ended by itself on the target. */
   guestEnd: GuestEnd | null;
+  verified: MemoryVerification | null;
 }
 
 export function noFindings(): Findings {
@@ -45,7 +47,23 @@ export function noFindings(): Findings {
     targetCounters: {},
     sourceCounters: {},
     guestEnd: null,
+    verified: null,
   };
+}
+
+/** How far the comparison of one move has come. Kept over attempts, so that a lost connection costs one call. */
+export interface Comparison {
+  readonly beganAtMs: number;
+  /** The next region and chunk. */
+  region: number;
+  chunk: number;
+  /** Of chunks that are equal. */
+  chunksEqual: number;
+  pagesEqual: number;
+  /** The first of them. */
+  readonly different: DifferentChunk[];
+  differentCount: number;
+  isCondemned: boolean;
 }
 
 /** The context of a migration's walk. */
@@ -55,6 +73,7 @@ export interface StepContext extends WalkContext<WalkStep<StepName>> {
   readonly findings: Findings;
   /** The source's current keys. They are secret, so the journal does not hold them. */
   endpoint: SourceEndpointInfo | null;
+  comparison: Comparison | null;
 }
 
 export type StepExecutor = Executor<StepContext, Findings>;

@@ -28,6 +28,7 @@ export const prepareTarget: StepExecutor = {
       accel: record.accel,
       token: record.token,
       bandwidthBytesPerS: request.bandwidthBytesPerS,
+      ...(record.memoryKey === undefined ? {} : { memoryKey: record.memoryKey }),
     };
     const { incarnation } = record;
     const reply = await ports.target.prepare(incarnation === undefined ? known : { ...known, incarnation }).catch(

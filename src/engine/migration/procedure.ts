@@ -22,6 +22,8 @@
  *                  VM runs          restart
  *   drain          target's pages,  missing pages wait   missing pages    nothing (3)  VM lost      missing pages wait
  *                  source's rest    for SD (6)           wait for TD (7)  (5)                       for network (6)
+ *   verifyMemory   target, running  continues at         waits for TD     nothing (3)  VM dies (1)  waits for network
+ *                  (8)              restart
  *   releaseSource  target, running  continues at         continues at     nothing      VM dies (1)  continues later
  *                                   restart              restart
  *
@@ -40,6 +42,8 @@
  *   (6) Native post-copy: its stream goes through both daemons. QEMU pauses on both hosts, and is connected again.
  *   (7) Native post-copy: as (6), but for a TQ whose main loop waits for a page. It takes no new connection to its
  *       monitor, by which it would be told to wait for the stream again, so the VM is lost.
+ *   (8) Until it is proven, the source's frozen memory is the one that is certain. If it differs, the VM is stopped on
+ *       the target, the job is lost, and the source keeps its part for the user.
  *
  * "Waits" and "continues" after the commit have no end: when nothing has advanced for long the job is called
  * needsRecovery, and is tried again until it ends as done or lost (jobs/stalled.ts).
@@ -62,6 +66,7 @@ import { nativeStart, nativeSwitchover } from './native.js';
 import { connectTarget, exposeSource, prepareTarget, reserve } from './prepare.js';
 import { buildReport } from './report.js';
 import { commit, resumeTarget, stopSource, transferState } from './switchover.js';
+import { verifyMemory } from './verify.js';
 
 export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings, MigrationReport>({
   executors: {
@@ -75,6 +80,7 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
     resumeTarget,
     // 'drain' is the step's name in plans, journals and the API, and stays: journals of earlier builds hold it.
     drain: fetchRest,
+    verifyMemory,
     releaseSource,
     nativeStart,
     nativeSwitchover,
@@ -83,7 +89,7 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
   awaitedBeforeUndo: new Set<StepName>(['reserve', 'exposeSource', 'stopSource']),
   // The release destroys the source's memory.
   durableBegins: new Set<StepName>(['releaseSource']),
-  durableEnds: new Set<StepName>(['drain']),
+  durableEnds: new Set<StepName>(['drain', 'verifyMemory']),
   firstStepOutOfOrder,
   isGrouped: (step) => step.isInBlackout,
   onAnnounced({ findings }, step, at) {

@@ -34,6 +34,7 @@ export function buildReport({ record, ports, findings, phases, marks }: StepCont
     memoryBytes,
     ...(request.sharedStorage === undefined ? {} : { sharedStorage: request.sharedStorage }),
     ...(request.dataSecurity === undefined ? {} : { dataSecurity: request.dataSecurity }),
+    ...(findings.verified === null ? {} : { verified: findings.verified }),
     blackoutMs: findings.blackoutMs ?? 0,
     blackoutByEventsMs: blackoutByEventsMs(findings),
     degradedMs: target('degradedNs') / NS_PER_MS,

@@ -24,6 +24,8 @@ export type JournalEntry =
       readonly job: string;
       readonly session: string;
       readonly token: string;
+      /** The key of a move whose memory is verified. */
+      readonly memoryKey?: string;
       readonly plan: MigrationPlan;
       readonly spec: VmSpec;
       readonly epoch: number;

@@ -34,6 +34,27 @@ export interface PrepareRequest {
   /** Secret of this session (64 hex digits). The target presents it on the data port. */
   readonly token: string;
   readonly bandwidthBytesPerS: number;
+  /** The key (64 hex digits) under which each page is tagged as it arrives. Absent: the memory is not verified. */
+  readonly memoryKey?: string;
+}
+
+/** A part of a VM's memory, in chunks of CHUNK_BYTES, or of one page where pages are larger. */
+export interface ChunkRange {
+  /** The index of the region in the VM's spec. */
+  readonly region: number;
+  readonly first: number;
+  readonly count: number;
+}
+
+/** The digests of a range, DIGEST_BYTES for each chunk, in base64. */
+export interface FrozenDigests {
+  readonly digests: string;
+}
+
+/** Null: it cannot be said any more what has arrived, and `reason` says why. */
+export interface ArrivedDigests {
+  readonly digests: string | null;
+  readonly reason?: string;
 }
 
 export interface PrepareReply {

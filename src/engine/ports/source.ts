@@ -1,5 +1,5 @@
 import type { Transport } from '../../domain/transport.js';
-import type { SourceEndpointInfo } from './session.js';
+import type { ChunkRange, FrozenDigests, SourceEndpointInfo } from './session.js';
 
 export interface ExposeRequest {
   readonly session: string;
@@ -56,6 +56,8 @@ export interface SourcePort {
   /** Connects a post-copy of QEMU again whose stream was lost. Resolves when pages are sent again. */
   nativeRecover(vm: string, session: string, target: string): Promise<void>;
   nativeCancel(vm: string, session: string): Promise<void>;
+  /** Digests memory of a VM that has left, under the key of its move. */
+  digestFrozen(session: string, key: string, range: ChunkRange): Promise<FrozenDigests>;
   /** Returns the counters of the source for the report. */
   sourceCounters(session: string): Promise<Readonly<Record<string, number>>>;
   /** Ends QEMU, removes the region files and forgets the VM here, once the target has everything. */

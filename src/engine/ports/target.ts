@@ -1,4 +1,12 @@
-import type { Legacy, PrepareReply, PrepareRequest, SessionProgress, SourceEndpointInfo } from './session.js';
+import type {
+  ArrivedDigests,
+  ChunkRange,
+  Legacy,
+  PrepareReply,
+  PrepareRequest,
+  SessionProgress,
+  SourceEndpointInfo,
+} from './session.js';
 
 /** The calls to the target of a migration. The rules are in host.ts. */
 export interface TargetPort {
@@ -17,6 +25,10 @@ export interface TargetPort {
   reconnect(session: string, source: SourceEndpointInfo): Promise<void>;
   /** Takes over, after the commit, the facts from the source's VM record that are not in the device state. */
   inherit(session: string, legacy: Legacy): Promise<void>;
+  /** Digests what has arrived, as it arrived, under the key of `prepare`. Only when the session is complete. */
+  digestArrived(session: string, range: ChunkRange): Promise<ArrivedDigests>;
+  /** Stops the VM for good, because its memory is not what it was on the source. A user ends it. */
+  condemn(session: string, damage: string): Promise<void>;
   /** Forgets a complete session and keeps the VM. */
   finish(session: string): Promise<void>;
   /**

@@ -21,7 +21,7 @@ import { preflight } from './preflight.js';
 import { storageNotes } from './storage.js';
 import { type Choice, chooseTransport, protectionOf } from './transport.js';
 
-/** The steps of each mode, in order. */
+/** The steps of each mode, in order. `verifyMemory` is only in the plan of an order that asks for it. */
 export const STEPS_OF_MODE: Readonly<Record<MigrationMode, readonly StepName[]>> = {
   postcopy: [
     'reserve',
@@ -33,6 +33,7 @@ export const STEPS_OF_MODE: Readonly<Record<MigrationMode, readonly StepName[]>>
     'commit',
     'resumeTarget',
     'drain',
+    'verifyMemory',
     'releaseSource',
   ],
   'native-precopy': [
@@ -72,10 +73,11 @@ export const PREREQUISITES: Readonly<Record<StepName, { all: readonly StepName[]
   commit: { all: ['prepareTarget'], ifPlanned: ['transferState', 'nativeSwitchover'] },
   resumeTarget: { all: ['commit'], ifPlanned: [] },
   drain: { all: ['resumeTarget'], ifPlanned: [] },
-  releaseSource: { all: ['resumeTarget'], ifPlanned: ['drain'] },
+  verifyMemory: { all: ['drain'], ifPlanned: [] },
+  releaseSource: { all: ['resumeTarget'], ifPlanned: ['drain', 'verifyMemory'] },
 };
 
-export const PLAN_STEPS_AFTER_COMMIT: readonly StepName[] = ['resumeTarget', 'drain', 'releaseSource'];
+export const PLAN_STEPS_AFTER_COMMIT: readonly StepName[] = ['resumeTarget', 'drain', 'verifyMemory', 'releaseSource'];
 
 /**
  * Returns the first step that comes twice or before one of its prerequisites, or null. The engine refuses a plan that
@@ -98,7 +100,7 @@ export function firstStepOutOfOrder(steps: readonly { readonly name: StepName }[
  * Deadlines. They are the only way to notice a silent target. Deadlines of steps during which the VM is stopped are
  * below 5 s, because the VM must run again within 5 s after a failure. stopSource may take longer: the VM runs during
  * most of it. 0 means no deadline, where giving up would be worse than waiting: after a deadline the outcome of commit
- * would be unknown; during drain the engine watches for progress instead.
+ * would be unknown; during drain and verifyMemory the engine watches for progress instead.
  */
 const TIMEOUT_MS: { readonly [Name in StepName]: number } = {
   reserve: 5_000,
@@ -110,6 +112,7 @@ const TIMEOUT_MS: { readonly [Name in StepName]: number } = {
   commit: 0,
   resumeTarget: 5_000,
   drain: 0,
+  verifyMemory: 0,
   releaseSource: 30_000,
   nativeStart: 0,
   nativeSwitchover: 3_500,
@@ -154,7 +157,8 @@ function plan(order: MigrationOrder, choice: Choice, sourceHost: HostInventory, 
   const source = sourceHost.host;
   const { vm: name, target, transport, mode } = request;
   const names = { vm: name, source, target, transport, mode, memory: describeBytes(memoryBytes) };
-  const steps = STEPS_OF_MODE[mode].map((step): PlanStep => {
+  const planned = STEPS_OF_MODE[mode].filter((step) => step !== 'verifyMemory' || request.verifyMemory === true);
+  const steps = planned.map((step): PlanStep => {
     const { at, isInBlackout, text } = DESCRIPTIONS[step];
     return {
       name: step,
@@ -218,6 +222,10 @@ const DESCRIPTIONS: { readonly [Name in StepName]: StepDescription } = {
       MODE_TRAITS[mode].mover === 'backend'
         ? `QEMU fetches the rest of the memory from ${source}`
         : `fetch the memory from ${source}; pages that the guest waits for come first`,
+  },
+  verifyMemory: {
+    at: 'target',
+    text: ({ source }) => `prove that the memory is what it was on ${source}, which has kept it`,
   },
   releaseSource: {
     at: 'source',

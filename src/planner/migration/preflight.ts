@@ -62,6 +62,7 @@ export function preflight(request: MigrationRequest, facts: PreflightFacts): Ref
         ...checkPeers(sourceHost, target.inventory),
         ...checkQemu(target.inventory, vm, needsOf(request)),
         ...checkMemory(request, target.inventory, vm),
+        ...checkVerification(request, [sourceHost, target.inventory]),
         ...checkState(target.inventory.host, target.inventory.stateFreeBytes),
         ...checkLimits(sourceHost.host, sourceHost.limits, { vmCount: 1, cpus: 0 }),
         ...checkLimits(target.inventory.host, target.inventory.limits, { vmCount: 1, cpus: vm.spec.cpus }),
@@ -77,6 +78,28 @@ export function preflight(request: MigrationRequest, facts: PreflightFacts): Ref
       break;
   }
   return refusals;
+}
+
+/** A host of an earlier build would move the VM and prove nothing, without a word. */
+function* checkVerification(
+  { verifyMemory, mode }: MigrationRequest,
+  hosts: readonly HostInventory[],
+): Iterable<Refusal> {
+  if (verifyMemory !== true) return;
+  const code = 'MEMORY_NOT_VERIFIABLE';
+  if (MODE_TRAITS[mode].mover === 'backend') {
+    const reason = 'QEMU moves its pages by itself, and nobody can say what has arrived';
+    yield refuse(code, reason, "leave out either --verify-memory or QEMU's own migration");
+    return;
+  }
+  for (const { host, canVerifyMemory } of hosts) {
+    if (canVerifyMemory === true) continue;
+    yield refuse(
+      code,
+      `${host} has a build that cannot verify memory`,
+      `install the same vmigrate on ${host}, or leave --verify-memory out`,
+    );
+  }
 }
 
 function needsOf({ mode }: MigrationRequest): QemuNeeds {

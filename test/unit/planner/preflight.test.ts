@@ -248,6 +248,22 @@ const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode,
     'DATA_NOT_PROTECTED',
     /RDMA is not encrypted.*A does not trust/,
   ],
+  [
+    'verified memory of a host that cannot say what has arrived',
+    { request: { verifyMemory: true }, source: { canVerifyMemory: true } },
+    'MEMORY_NOT_VERIFIABLE',
+    /^B has a build that cannot verify memory/,
+  ],
+  [
+    'verified memory where QEMU moves it',
+    {
+      request: { verifyMemory: true, mode: 'native-precopy' },
+      source: { canVerifyMemory: true },
+      target: { canVerifyMemory: true },
+    },
+    'MEMORY_NOT_VERIFIABLE',
+    /QEMU moves its pages by itself/,
+  ],
   ['another protocol', { target: { protocolVersion: 2 } }, 'PROTOCOL_VERSION', /protocol versions differ: A 1, B 2/],
 ];
 
@@ -310,6 +326,7 @@ describe('pre-flight', () => {
       PROTOCOL_VERSION: true,
       HOST_LIMIT: true,
       DATA_NOT_PROTECTED: true,
+      MEMORY_NOT_VERIFIABLE: true,
       POLICY_FORBIDS: true,
     };
     expect(new Set(CASES.map(([, , code]) => code))).toEqual(new Set(Object.keys(codes)));

@@ -8,6 +8,7 @@ import type { Refusal } from '../../../src/domain/refusal.js';
 const OF_MIGRATIONS: readonly [RegExp, (match: RegExpExecArray) => Partial<MigrationRequest>][] = [
   [/--tcp/, () => ({ transport: 'tcp' })],
   [/--native/, () => ({ mode: 'native-precopy' })],
+  [/--verify-memory/, () => ({ verifyMemory: false })],
   [/--shared-storage assume/, () => ({ sharedStorage: 'assume' })],
 ];
 const OF_FORKS: readonly [RegExp, (match: RegExpExecArray) => Partial<ForkRequest>][] = [
