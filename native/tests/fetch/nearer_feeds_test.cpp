@@ -3,13 +3,14 @@
 #include <gtest/gtest.h>
 
 #include "fetch/bandwidth.hpp"
+#include "tests/fetch/units.hpp"
 
 namespace vmigrate::pager {
 namespace {
 
 using Feed = NearerFeeds::Feed;
 
-constexpr uint64_t kStart = 5'000'000'000, kMs = 1'000'000;
+constexpr uint64_t kStart = 5'000'000'000;
 
 TEST(NearerFeeds, HoldTheRootsSweepBackUntilTheyAreSilentOrClosed) {
   NearerFeeds feeds;

@@ -4,13 +4,11 @@
 #include <gtest/gtest.h>
 
 #include "target/core.hpp"
+#include "tests/fetch/units.hpp"
 #include "tests/support/pager_harness.hpp"
 
 namespace vmigrate::pager {
 namespace {
-
-constexpr uint64_t kMs = 1'000'000;
-constexpr uint64_t kMib = 1 << 20;
 
 TEST(Prefetch, AsksForNoMoreThanTheLinkCarries) {
   test::PagerHarness vm(test::PagerHarness::Specs{{64, [](uint64_t) { return true; }}});

@@ -2,11 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/fetch/units.hpp"
+
 namespace vmigrate::pager {
 namespace {
-
-constexpr uint64_t kMs = 1'000'000;
-constexpr uint64_t kMib = 1 << 20;
 
 TEST(ServiceRate, IsUnboundedUntilSomethingIsKnown) {
   ServiceRate rate;

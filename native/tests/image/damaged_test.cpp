@@ -10,6 +10,7 @@ namespace vmigrate::pager {
 namespace {
 
 using namespace std::chrono_literals;
+using test::all_but_each_fourth;
 using test::arrives;
 using test::eventually;
 using test::FetchHarness;
@@ -20,11 +21,7 @@ using transport::Operation;
 using wire::ImageCounter;
 using wire::InjectPoint;
 
-constexpr uint64_t kPages = 512, kAllowed = 64;
-
-bool all_but_each_fourth(uint64_t page) {
-  return page % 4 != 3;
-}
+constexpr uint64_t kDamagedPages = 512, kAllowed = 64;
 
 bool is_of_pages(const Operation& op) {
   return static_cast<uint32_t>(op.local) == 0;
@@ -61,7 +58,7 @@ class Damaged : public ::testing::Test {
   bool fails_damaged() {
     return host.reaches(ImageState::kFailed) && host.fetch->failure()->code == ErrorCode::kDamaged;
   }
-  FetchHarness host{FetchHarness::Specs{{kPages, all_but_each_fourth}}};
+  FetchHarness host{FetchHarness::Specs{{kDamagedPages, all_but_each_fourth}}};
 };
 
 TEST_F(Damaged, APageThatACloneWaitsForIsAskedForUntilItIsRight) {
@@ -77,7 +74,7 @@ TEST_F(Damaged, APageThatACloneWaitsForIsAskedForUntilItIsRight) {
   ASSERT_TRUE(host.fetch->sweep().ok());
   ASSERT_TRUE(host.reaches(ImageState::kComplete));
   EXPECT_EQ(host.bad_pages(clone), 0u);
-  EXPECT_EQ(check(0, kPages), std::nullopt);
+  EXPECT_EQ(check(0, kDamagedPages), std::nullopt);
 }
 
 /// At the begin, in the middle and at the end of runs.
@@ -89,7 +86,7 @@ TEST_F(Damaged, BulkPublishesTheGoodPagesOfARunAndReadsTheOthersAgain) {
   ASSERT_TRUE(host.reaches(ImageState::kComplete));
   EXPECT_EQ(refused(), 16u);
   EXPECT_EQ(host.bad_pages(host.add_clone()), 0u);
-  EXPECT_EQ(host.counter(ImageCounter::kPagesCopied) + host.counter(ImageCounter::kPagesZero), kPages);
+  EXPECT_EQ(host.counter(ImageCounter::kPagesCopied) + host.counter(ImageCounter::kPagesZero), kDamagedPages);
   EXPECT_EQ(host.counter(ImageCounter::kCopiedBytes),
             (host.counter(ImageCounter::kPagesCopied) + refused()) * kPage);
 }
@@ -130,7 +127,8 @@ TEST_F(Damaged, TheSweepReadsAPageThatDemandHasRefused) {
   ASSERT_TRUE(eventually([&] { return host.demand->held_count() == 1; }));
   ASSERT_TRUE(host.fetch->sweep().ok());
   ASSERT_TRUE(eventually([&] {
-    return host.counter(ImageCounter::kPagesCopied) + host.counter(ImageCounter::kPagesZero) == kPages - 1;
+    return host.counter(ImageCounter::kPagesCopied) + host.counter(ImageCounter::kPagesZero) ==
+           kDamagedPages - 1;
   }));
   host.fetch->remove_clone(clone.memory);
   damage_reads(host, *host.demand, 5, 1);
@@ -138,7 +136,7 @@ TEST_F(Damaged, TheSweepReadsAPageThatDemandHasRefused) {
   host.demand->release_all();
   ASSERT_TRUE(host.reaches(ImageState::kComplete));
   EXPECT_EQ(refused(), 1u);
-  EXPECT_EQ(check(0, kPages), std::nullopt);
+  EXPECT_EQ(check(0, kDamagedPages), std::nullopt);
   ASSERT_TRUE(release_vm(clone.memory).ok());
   ASSERT_TRUE(arrives(reading));
   EXPECT_EQ(reading.get(), host.expected(5));
@@ -199,7 +197,7 @@ TEST_F(Damaged, APageThatWasReadBeforeItsDigestWasKnownIsFoundByACheck) {
   ASSERT_TRUE(host.fetch->sweep().ok());
   ASSERT_TRUE(host.reaches(ImageState::kComplete));
   host.know_all();
-  EXPECT_EQ(check(9, kPages - 9), PageIndex{9});
+  EXPECT_EQ(check(9, kDamagedPages - 9), PageIndex{9});
   EXPECT_EQ(host.fetch->check(1, {PageIndex{0}, 0}).error().code, ErrorCode::kInvalidArgument);
   host.fetch->close();
   EXPECT_EQ(host.fetch->check(0, {PageIndex{0}, 1}).error().code, ErrorCode::kClosed);
@@ -219,15 +217,15 @@ TEST_F(Damaged, DataThatAHolderCallsAHoleIsReadWhenItsDigestIsKnown) {
   host.use_digests();
   host.know(9);  // of page 8, and not of page 9
   host.start();
-  ASSERT_TRUE(eventually([&] { return host.counter(ImageCounter::kPagesZero) == kPages / 4 + 1; }));
+  ASSERT_TRUE(eventually([&] { return host.counter(ImageCounter::kPagesZero) == kDamagedPages / 4 + 1; }));
   ASSERT_TRUE(host.fetch->sweep().ok());
   ASSERT_TRUE(host.reaches(ImageState::kComplete));
   auto& clone = host.add_clone();
   EXPECT_EQ(host.bad_pages(clone), 1u);
   EXPECT_EQ(*clone.word(0, 8), host.expected(8));
   host.know_all();
-  EXPECT_EQ(check(0, kPages), PageIndex{9});
-  EXPECT_EQ(check(10, kPages - 10), std::nullopt);
+  EXPECT_EQ(check(0, kDamagedPages), PageIndex{9});
+  EXPECT_EQ(check(10, kDamagedPages - 10), std::nullopt);
 }
 
 /// F15 and F16: the digest comes between the look at it and the publishing.
@@ -269,10 +267,10 @@ TEST_F(Damaged, EveryPageIsLookedAtWhenDigestsComeWhileItFills) {
   uint64_t found_late = 0, refused_early = 0, failed = 0;
   for (int round = 0; round < 60; ++round) {
     SCOPED_TRACE(round);
-    FetchHarness one(FetchHarness::Specs{{kPages, all_but_each_fourth}});
+    FetchHarness one(FetchHarness::Specs{{kDamagedPages, all_but_each_fourth}});
     one.finish_maps();
     one.use_digests();
-    const uint64_t damaged = random() % kPages / 4 * 4;
+    const uint64_t damaged = random() % kDamagedPages / 4 * 4;
     one.open();
     auto& clone = one.add_clone();
     ASSERT_TRUE(one.fetch->connect(one.endpoints()).ok());
@@ -280,11 +278,11 @@ TEST_F(Damaged, EveryPageIsLookedAtWhenDigestsComeWhileItFills) {
     ASSERT_TRUE(one.fetch->start().ok());
     ASSERT_TRUE(one.fetch->sweep().ok());
     auto touching =
-        std::async(std::launch::async, [&, page = random() % kPages] { return *clone.word(0, page); });
+        std::async(std::launch::async, [&, page = random() % kDamagedPages] { return *clone.word(0, page); });
     std::optional<PageIndex> found;
     const uint64_t piece = 1 + random() % 64;
-    for (uint64_t page = 0; page < kPages; page += piece) {
-      const uint64_t end = std::min(kPages, page + piece);
+    for (uint64_t page = 0; page < kDamagedPages; page += piece) {
+      const uint64_t end = std::min(kDamagedPages, page + piece);
       one.know(end);
       const auto checked = one.fetch->check(0, {PageIndex{page}, end - page});
       ASSERT_TRUE(checked.ok());
@@ -315,7 +313,7 @@ TEST_F(Damaged, ASuccessorFindsWhatItsPredecessorDidNotLookAt) {
   host.fetch.reset();
   host.know_all();
   host.open(/*resume=*/true);
-  EXPECT_EQ(check(0, kPages), PageIndex{9});
+  EXPECT_EQ(check(0, kDamagedPages), PageIndex{9});
 }
 
 }  // namespace

@@ -15,24 +15,21 @@
 namespace vmigrate::pager {
 namespace {
 
+using test::all_but_each_fourth;
 using test::FetchHarness;
 using test::kPage;
 
-constexpr uint64_t kPages = 4096;
-
-bool all_but_each_fourth(uint64_t page) {
-  return page % 4 != 3;
-}
+constexpr uint64_t kDigestPages = 4096;
 
 struct Files {
   Files() {
     config.path = dir / "ram";
     config.digest_path = dir / "ram.digests";
-    config.length_bytes = kPages * kPage;
+    config.length_bytes = kDigestPages * kPage;
     config.page_bytes = kPage;
     EXPECT_TRUE(memory::Region::create_file(config.path, config.length_bytes, kPage).ok());
     fd.reset(::open(config.path.c_str(), O_RDWR | O_CLOEXEC));
-    for (uint64_t page = 0; page < kPages; ++page)
+    for (uint64_t page = 0; page < kDigestPages; ++page)
       if (all_but_each_fourth(page)) test::write_pattern(fd.get(), 1, page);
   }
   std::shared_ptr<ImageDigests> open() {
@@ -60,15 +57,15 @@ TEST(ImageDigests, AreMadePieceByPieceAndKept) {
   }
   auto digests = files.open();
   EXPECT_EQ(digests->known(0).value(), 3005u);
-  EXPECT_EQ(digests->make(0, kPages).error().code, ErrorCode::kInvalidArgument);
-  ASSERT_TRUE(digests->make(0, kPages - 3005).ok());
+  EXPECT_EQ(digests->make(0, kDigestPages).error().code, ErrorCode::kInvalidArgument);
+  ASSERT_TRUE(digests->make(0, kDigestPages - 3005).ok());
   ASSERT_EQ(::fstat(files.fd.get(), &after), 0);
   EXPECT_EQ(before.st_blocks, after.st_blocks) << "holes stay holes";
   auto hasher = memory::PageHasher::create();
   ASSERT_TRUE(hasher.ok());
-  hasher.value()->begin(files.fd.get(), kPage, {PageIndex{0}, kPages});
+  hasher.value()->begin(files.fd.get(), kPage, {PageIndex{0}, kDigestPages});
   const memory::Digest zeros = *memory::digest_of_zeros(kPage);
-  for (uint64_t page = 0; page < kPages; ++page) {
+  for (uint64_t page = 0; page < kDigestPages; ++page) {
     const auto digest = digests->map(0).digest(PageIndex{page});
     EXPECT_EQ(hasher.value()->next().value(), digest);
     EXPECT_EQ(digest == zeros, !all_but_each_fourth(page));
@@ -95,7 +92,7 @@ TEST(ImageDigests, AreReadOnlyAsFarAsTheyAreKnown) {
 TEST(ImageDigests, AreAcceptedInOrderOnly) {
   Files files;
   auto digests = files.open();
-  std::vector<std::byte> bytes(kPages * wire::kDigestBytes, std::byte{5});
+  std::vector<std::byte> bytes(kDigestPages * wire::kDigestBytes, std::byte{5});
   const auto accept = [&](uint64_t first, size_t length_bytes) {
     const Status accepted = digests->accept(0, PageIndex{first}, std::span(bytes).first(length_bytes));
     return accepted ? ErrorCode{} : accepted.error().code;
@@ -107,8 +104,8 @@ TEST(ImageDigests, AreAcceptedInOrderOnly) {
   EXPECT_EQ(accept(0, 16), ErrorCode::kInvalidArgument);
   EXPECT_EQ(accept(2, bytes.size()), ErrorCode::kProtocol);
   EXPECT_EQ(accept(2, bytes.size() - 32), ErrorCode{});
-  EXPECT_EQ(accept(kPages, 16), ErrorCode::kProtocol);
-  EXPECT_EQ(digests->known(0).value(), kPages);
+  EXPECT_EQ(accept(kDigestPages, 16), ErrorCode::kProtocol);
+  EXPECT_EQ(digests->known(0).value(), kDigestPages);
   EXPECT_EQ(digests->accept(1, PageIndex{0}, {}).error().code, ErrorCode::kInvalidArgument);
 }
 
@@ -116,7 +113,7 @@ TEST(ImageDigests, AFileThatWasCutIsAnErrorAndNoSignal) {
   Files files;
   auto digests = files.open();
   ASSERT_EQ(::ftruncate(files.fd.get(), 2000 * kPage), 0);
-  EXPECT_EQ(digests->make(0, kPages).error().code, ErrorCode::kRegionChanged);
+  EXPECT_EQ(digests->make(0, kDigestPages).error().code, ErrorCode::kRegionChanged);
   EXPECT_LE(digests->known(0).value(), 2000u);
   const auto again = ImageDigests::open({&files.config, 1});
   ASSERT_FALSE(again.ok());
@@ -143,14 +140,14 @@ TEST(ImageDigests, AreMadeByTwoThreadsWithoutAGap) {
   auto digests = files.open();
   std::vector<std::future<bool>> making;
   for (int thread = 0; thread < 4; ++thread)
-    making.push_back(std::async(std::launch::async, [&] { return digests->make(0, kPages / 4).ok(); }));
+    making.push_back(std::async(std::launch::async, [&] { return digests->make(0, kDigestPages / 4).ok(); }));
   for (auto& each : making) EXPECT_TRUE(each.get());
-  EXPECT_EQ(digests->known(0).value(), kPages);
+  EXPECT_EQ(digests->known(0).value(), kDigestPages);
   digests->stop();
   auto other = files.open();
-  EXPECT_TRUE(std::memcmp(other->map(0).digests({PageIndex{0}, kPages}).data(),
-                          digests->map(0).digests({PageIndex{0}, kPages}).data(),
-                          kPages * wire::kDigestBytes) == 0);
+  EXPECT_TRUE(std::memcmp(other->map(0).digests({PageIndex{0}, kDigestPages}).data(),
+                          digests->map(0).digests({PageIndex{0}, kDigestPages}).data(),
+                          kDigestPages * wire::kDigestBytes) == 0);
 }
 
 TEST(ImageDigests, AreNotMadeAnyMoreOnceStopped) {

@@ -12,6 +12,7 @@ namespace vmigrate::pager {
 namespace {
 
 using namespace std::chrono_literals;
+using test::all_but_each_fourth;
 using test::arrives;
 using test::FakeControl;
 using test::FetchHarness;
@@ -19,10 +20,6 @@ using test::Gates;
 using test::kPage;
 using wire::ImageCounter;
 using wire::InjectPoint;
-
-bool all_but_each_fourth(uint64_t page) {
-  return page % 4 != 3;
-}
 
 /// Reads of pages, not of the map.
 std::function<bool(const transport::Operation&)> of_page(uint64_t page) {

@@ -19,6 +19,11 @@
 
 namespace vmigrate::test {
 
+/// Which pages have content: the others are holes.
+inline bool all_but_each_fourth(uint64_t page) {
+  return page % 4 != 3;
+}
+
 /// With write-protection of shared memory, as the preload asks for. -1 if the kernel does not support it.
 int open_write_protect_userfaultfd();
 

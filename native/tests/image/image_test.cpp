@@ -15,16 +15,13 @@ namespace vmigrate::pager {
 namespace {
 
 using namespace std::chrono_literals;
+using test::all_but_each_fourth;
 using test::arrives;
 using test::ImageHarness;
 using test::kPage;
 using wire::ImageCounter;
 
 constexpr uint64_t kLargePage = 2 << 20;
-
-bool all_but_each_fourth(uint64_t page) {
-  return page % 4 != 3;
-}
 
 /// Up to two threads that write to random pages of the parent without end, each to its own words of a page.
 /// They stop when told to.

@@ -17,6 +17,7 @@ namespace {
 using multicast::Group;
 using multicast::ReceiverState;
 using multicast::SenderState;
+using test::all_but_each_fourth;
 using test::arrives;
 using test::eventually;
 using test::FetchHarness;
@@ -24,10 +25,6 @@ using test::kPage;
 using test::LossyPort;
 using test::random_group;
 using wire::ImageCounter;
-
-bool all_but_each_fourth(uint64_t page) {
-  return page % 4 != 3;
-}
 
 std::unique_ptr<multicast::MulticastSender> open_sender(const FetchHarness& root, const Group& group,
                                                         uint64_t bandwidth_bytes_per_s) {

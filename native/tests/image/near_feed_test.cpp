@@ -21,7 +21,7 @@ using test::kPage;
 using wire::PageState;
 using Feed = NearerFeeds::Feed;
 
-constexpr uint64_t kPages = 2048;
+constexpr uint64_t kFeedPages = 2048;
 
 class NearFeed : public ::testing::Test, private FetchOwner, private NearSink {
  protected:
@@ -64,7 +64,7 @@ class NearFeed : public ::testing::Test, private FetchOwner, private NearSink {
   }
   void give_back(uint32_t region_index, PageRun run) override { gate->give_back(region_index, run); }
 
-  FetchHarness host{FetchHarness::Specs{{kPages}}};
+  FetchHarness host{FetchHarness::Specs{{kFeedPages}}};
   FetchOptions options;
   std::unique_ptr<ImageCore> core;
   std::optional<FetchCore> fetch;
@@ -88,7 +88,7 @@ TEST_F(NearFeed, WaitsUntilAMulticastHasEnded) {
   fetch->nearer.close();
   EXPECT_TRUE(is_open()) << "the root's sweep does not begin in between";
   fetch->wake_bulk();
-  ASSERT_TRUE(eventually([&] { return pages() == kPages; }));
+  ASSERT_TRUE(eventually([&] { return pages() == kFeedPages; }));
 }
 
 TEST_F(NearFeed, AndNotLongerThanItBringsPages) {
@@ -98,7 +98,7 @@ TEST_F(NearFeed, AndNotLongerThanItBringsPages) {
   fetch->nearer.open(from_ns);
   ASSERT_TRUE(add(near).ok());
   run();
-  ASSERT_TRUE(eventually([&] { return pages() == kPages; }));
+  ASSERT_TRUE(eventually([&] { return pages() == kFeedPages; }));
   EXPECT_GE(now_ns() - from_ns, kNearerSilentNs);
 }
 
@@ -108,7 +108,7 @@ TEST_F(NearFeed, ClosesWhenNothingIsLeftAndOpensForAnother) {
   near.have([](uint64_t page) { return page < 10; });
   other.have_all();
   // The rest is being brought by somebody else.
-  ASSERT_EQ(core->region(0).presence->claim_run(PageIndex{10}, kPages - 10), kPages - 10);
+  ASSERT_EQ(core->region(0).presence->claim_run(PageIndex{10}, kFeedPages - 10), kFeedPages - 10);
   ASSERT_TRUE(add(near).ok());
   EXPECT_TRUE(is_open());
   run();

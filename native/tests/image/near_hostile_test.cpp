@@ -21,14 +21,15 @@ using transport::OpResult;
 using wire::ImageCounter;
 using wire::PageState;
 
-constexpr uint64_t kPages = 2048, kDataPages = kPages / 4 * 3;
+constexpr uint64_t kHostilePages = 2048, kDataPages = kHostilePages / 4 * 3;
 
 class NearHostile : public ::testing::Test {
  protected:
   void start() {
     host.finish_maps();
     host.start();
-    ASSERT_TRUE(eventually([&] { return host.counter(ImageCounter::kPagesZero) == kPages - kDataPages; }));
+    ASSERT_TRUE(
+        eventually([&] { return host.counter(ImageCounter::kPagesZero) == kHostilePages - kDataPages; }));
   }
   void start_with_digests() {
     host.use_digests();
@@ -39,7 +40,7 @@ class NearHostile : public ::testing::Test {
   UniqueFd flipped() {
     UniqueFd file(::memfd_create("flipped", MFD_CLOEXEC));
     EXPECT_EQ(::ftruncate(file.get(), static_cast<off_t>(host.lengths[0])), 0);
-    for (uint64_t page = 0; page < kPages; ++page) {
+    for (uint64_t page = 0; page < kHostilePages; ++page) {
       test::write_pattern(file.get(), 1, page);
       const uint64_t word = test::pattern_word(1, page, 511) ^ 1;
       EXPECT_EQ(::pwrite(file.get(), &word, 8, static_cast<off_t>((page + 1) * kPage - 8)), 8);
@@ -52,7 +53,7 @@ class NearHostile : public ::testing::Test {
     EXPECT_EQ(host.bad_pages(host.add_clone()), 0u);
   }
 
-  FetchHarness host{FetchHarness::Specs{{kPages, [](uint64_t page) { return page % 4 != 3; }}}};
+  FetchHarness host{FetchHarness::Specs{{kHostilePages, [](uint64_t page) { return page % 4 != 3; }}}};
 };
 
 TEST_F(NearHostile, AStateThatDoesNotExist) {
@@ -60,7 +61,7 @@ TEST_F(NearHostile, AStateThatDoesNotExist) {
   FakeNear bulk(host, 1), device(host, 2, 1, FakeNear::Kind::kDevice);
   for (FakeNear* near : {&bulk, &device}) near->have_all();
   bulk.set_raw(0, 4);
-  bulk.set_raw(kPages - 2, 255);
+  bulk.set_raw(kHostilePages - 2, 255);
   device.set_raw(8, 77);
   ASSERT_TRUE(device.add().ok());
   auto& clone = host.add_clone();
@@ -230,7 +231,7 @@ TEST_F(NearHostile, ARootMayNotLackAPage) {
 
 TEST_F(NearHostile, NorMayItLackAPageThatIsPrefetchedOrItsDataMap) {
   for (const bool is_map : {false, true}) {
-    FetchHarness other(FetchHarness::Specs{{kPages}});
+    FetchHarness other(FetchHarness::Specs{{kHostilePages}});
     other.finish_maps();
     other.open();
     auto endpoints = other.endpoints();

@@ -15,7 +15,7 @@ using test::FetchHarness;
 using test::kPage;
 using wire::PageState;
 
-constexpr uint64_t kPages = 512;
+constexpr uint64_t kGatePages = 512;
 
 class PageGateTest : public ::testing::Test, private FetchOwner {
  protected:
@@ -42,7 +42,7 @@ class PageGateTest : public ::testing::Test, private FetchOwner {
     return word;
   }
 
-  FetchHarness host{FetchHarness::Specs{{kPages, [](uint64_t page) { return page % 4 != 3; }}}};
+  FetchHarness host{FetchHarness::Specs{{kGatePages, [](uint64_t page) { return page % 4 != 3; }}}};
   FetchOptions options;
   std::unique_ptr<ImageCore> core;
   std::optional<FetchCore> fetch;

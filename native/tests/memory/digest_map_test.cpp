@@ -12,12 +12,12 @@
 #include <thread>
 #include <vector>
 
+#include "tests/memory/page.hpp"
 #include "tests/support/temp_dir.hpp"
 
 namespace vmigrate::memory {
 namespace {
 
-constexpr uint64_t kPage = 4096;
 constexpr uint64_t kCount = 100;
 
 std::vector<std::byte> some_digests(uint64_t first, uint64_t count) {

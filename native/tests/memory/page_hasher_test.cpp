@@ -11,12 +11,13 @@
 #include <vector>
 
 #include "base/unique_fd.hpp"
+#include "tests/memory/page.hpp"
 #include "tests/support/temp_dir.hpp"
 
 namespace vmigrate::memory {
 namespace {
 
-constexpr uint64_t kPage = 4096, kLargePage = 2 << 20;
+constexpr uint64_t kLargePage = 2 << 20;
 
 Digest digest_of(const void* bytes, size_t length_bytes) {
   unsigned char whole[32];

@@ -10,12 +10,12 @@
 #include <thread>
 #include <vector>
 
+#include "tests/memory/page.hpp"
 #include "tests/support/temp_dir.hpp"
 
 namespace vmigrate::memory {
 namespace {
 
-constexpr uint64_t kPage = 4096;
 constexpr PageIndex kFirst{0};
 constexpr std::array kStates{PageState::kAbsent, PageState::kClaimed, PageState::kPresent, PageState::kZero};
 

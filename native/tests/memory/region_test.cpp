@@ -8,12 +8,11 @@
 
 #include <vector>
 
+#include "tests/memory/page.hpp"
 #include "tests/support/temp_dir.hpp"
 
 namespace vmigrate::memory {
 namespace {
-
-constexpr uint64_t kPage = 4096;
 
 TEST(Region, CreatesASparsePrivateFileOnce) {
   test::TempDir dir;

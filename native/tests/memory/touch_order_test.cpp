@@ -9,11 +9,12 @@
 #include <set>
 #include <thread>
 
+#include "tests/memory/page.hpp"
+
 namespace vmigrate::memory {
 namespace {
 
 constexpr uint64_t kCluster = wire::kTouchClusterBytes;
-constexpr uint64_t kPage = 4096;
 constexpr uint64_t kHugePage = 2 << 20;
 constexpr uint64_t kClusterPages = kCluster / kPage;
 

@@ -10,8 +10,8 @@
 namespace vmigrate::transport {
 namespace {
 
-constexpr uint64_t kBytes = 1 << 20;
-constexpr uint32_t kPage = 4096;
+constexpr uint64_t kEncryptedBytes = 1 << 20;
+constexpr uint32_t kEncryptedPage = 4096;
 /// More records than a handshake has.
 constexpr size_t kAfterHandshake = 12;
 
@@ -43,11 +43,12 @@ class Encrypt : public testing::Test {
   std::vector<Operation> pages(uint64_t count) const {
     std::vector<Operation> all;
     for (uint64_t i = 0; i < count; ++i)
-      all.push_back(Operation{i, local_id_, i * kPage, key_, i * kPage, kPage});
+      all.push_back(Operation{i, local_id_, i * kEncryptedPage, key_, i * kEncryptedPage, kEncryptedPage});
     return all;
   }
   bool page_is_right(uint64_t index) const {
-    return std::memcmp(local_.base() + index * kPage, remote_.base() + index * kPage, kPage) == 0;
+    return std::memcmp(local_.base() + index * kEncryptedPage, remote_.base() + index * kEncryptedPage,
+                       kEncryptedPage) == 0;
   }
   // Whether all pages came. Those that complete are right.
   bool read_all(uint64_t page_count) {
@@ -79,8 +80,8 @@ class Encrypt : public testing::Test {
   }
 
   const Credentials credentials_ = make_credentials(1, Security::kEncrypt);
-  TestMemory remote_{kBytes};
-  TestMemory local_{kBytes};
+  TestMemory remote_{kEncryptedBytes};
+  TestMemory local_{kEncryptedBytes};
   std::unique_ptr<Listener> listener_;
   std::unique_ptr<ExposedSession> session_;
   RemoteKey key_;
@@ -104,7 +105,7 @@ TEST_F(Encrypt, WhoeverListensSeesNoByteOfMemoryAndNoKey) {
     const std::vector<Bytes> records = relay_->recorded(way);
     EXPECT_GT(records.size(), 4u);
     for (uint64_t page = 0; page < 64; ++page)
-      EXPECT_FALSE(contains(records, {remote_.base() + page * kPage, 16})) << "page " << page;
+      EXPECT_FALSE(contains(records, {remote_.base() + page * kEncryptedPage, 16})) << "page " << page;
     EXPECT_FALSE(contains(records, std::as_bytes(std::span(&key_.key, 1))));
     EXPECT_FALSE(contains(records, std::as_bytes(std::span(credentials_.token))));
   }
