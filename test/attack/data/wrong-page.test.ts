@@ -38,9 +38,8 @@ it('one flipped bit of memory stops the VM for good, and the job names its place
 
   const [job] = await cluster.json<JobView[]>('A', 'vmctl', 'jobs');
   expect(job).toMatchObject({ state: 'lost', isCommitted: true, error: { code: 'DAMAGED' } });
-  const { details } = job?.error as { details: { differentCount: number; chunks: DifferentChunk[] } };
-  expect(details.differentCount).toBe(1);
-  expect(details.chunks).toMatchObject([{ region: 'ram0', lengthBytes: 2 ** 21 }]);
+  const chunks: Partial<DifferentChunk>[] = [{ region: 'ram0', lengthBytes: 2 ** 21 }];
+  expect(job).toMatchObject({ error: { details: { differentCount: 1, chunks } } });
 
   const there = await viewOn('B');
   expect(there?.state).toBe('paused');
