@@ -56,7 +56,7 @@ test('the constants are those of the native code', () => {
 });
 
 describe('a move that is verified', () => {
-  test('compares each chunk once, under a key that only the two hosts have, before the source is released', async () => {
+  test('compares each chunk once, under a key of its two hosts, before the source is released', async () => {
     const { scripted, asked } = world();
     const prepared: { memoryKey?: string; token?: string }[] = [];
     scripted.on['B.prepare'] = (given: { memoryKey?: string; token?: string }) => {
