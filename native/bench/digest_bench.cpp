@@ -1,4 +1,5 @@
-// Measures digests: how fast a root makes them, and what it costs a host that reads an image from another
+// Measures digests: how fast a root makes them, how fast a move tags pages that are to be verified, and what
+// digests cost a host that reads an image from another
 // over each transport to compare them. One process is both hosts. Prints one line of JSON for each
 // repetition.
 //
@@ -18,6 +19,7 @@
 
 #include "base/thread_util.hpp"
 #include "image/fetch.hpp"
+#include "memory/page_tags.hpp"
 #include "memory/region.hpp"
 #include "source/source.hpp"
 #include "transport/registry/registry.hpp"
@@ -66,6 +68,19 @@ class Bench {
     made_ = open_digests("root");
     const uint64_t since_ns = now_ns();
     must(made_->make(0, length_bytes_ / kPage));
+    return mb_per_s(now_ns() - since_ns);
+  }
+
+  double tag_mb_per_s() {
+    auto region = must(memory::Region::open(dir_ + "/root", length_bytes_, kPage, memory::Mode::kReadOnly));
+    auto tagger = must(memory::PageTagger::create({1}));
+    const memory::ReadRegion read = [&](uint64_t at, std::span<std::byte> out) {
+      return region->read(at, out);
+    };
+    std::vector<std::byte> tags(256 * wire::kPageTagBytes);
+    const uint64_t since_ns = now_ns();
+    for (uint64_t page = 0; page < length_bytes_ / kPage; page += 256)
+      must(tagger->tag(0, kPage, {PageIndex{page}, 256}, read, tags));
     return mb_per_s(now_ns() - since_ns);
   }
 
@@ -137,7 +152,8 @@ int main(int argc, char** argv) {
   }
   Bench bench(mib);
   for (uint64_t i = 0; i < repetitions; ++i) {
-    std::printf("{\"mib\": %lu, \"makeMBPerS\": %.0f", mib, bench.make_mb_per_s());
+    std::printf("{\"mib\": %lu, \"makeMBPerS\": %.0f, \"tagMBPerS\": %.0f", mib, bench.make_mb_per_s(),
+                bench.tag_mb_per_s());
     for (const char* provider : {"shm", "tcp"}) {
       for (const bool has_digests : {false, true}) {
         double cpu_s = 0;

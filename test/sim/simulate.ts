@@ -119,7 +119,8 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
     transport: 'tcp',
     bandwidthBytesPerS: 0,
     downtimeMsMax: 300,
-    ...(mode === 'postcopy' ? { verifyMemory: true } : {}),
+    // Half of the seeds. A verified move would see some sabotage before the oracle does.
+    ...(mode === 'postcopy' && seed % 2 === 1 && sabotage === undefined ? { verifyMemory: true } : {}),
   } as const;
   let isAnswered = false;
   daemons
