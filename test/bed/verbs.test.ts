@@ -63,7 +63,7 @@ describe('verbs', () => {
     'passes the compliance suite, bare and under faults',
     async () => {
       const result = await run(
-        `filter='*/verbs*:Verbs*:-*AThousandTimes*:*ThatIsKilled*:VerbsCable*'
+        `filter='*/verbs*:Verbs*:-*AgainAndAgain*:*ThatIsKilled*:VerbsCable*'
          ./core_tests --gtest_brief=1 --gtest_filter="$filter" || exit 1
          # Forks, so it wants a process that has not opened a device yet.
          for kind in bare faulty; do
@@ -78,9 +78,9 @@ describe('verbs', () => {
   );
 
   test(
-    'leaves nothing behind after a thousand connections',
+    'leaves nothing behind after hundreds of connections',
     async () => {
-      const result = await run("./core_tests --gtest_brief=1 --gtest_filter='*AThousandTimes*/verbs_bare'", 280);
+      const result = await run("./core_tests --gtest_brief=1 --gtest_filter='*AgainAndAgain*/verbs_bare'", 280);
       expect(result.status, result.output).toBe(0);
       expect(passed(result.output)).toBe(1);
     },

@@ -143,13 +143,14 @@ TEST_P(TransportCompliance, SurvivesAPeerThatIsKilled) {
   }
 }
 
-TEST_P(TransportCompliance, ConnectingAThousandTimesLeavesNothingBehind) {
+TEST_P(TransportCompliance, ConnectingAgainAndAgainLeavesNothingBehind) {
   listen();
   { const auto warm_up = must_connect(); }
   ASSERT_TRUE(eventually([&] { return session_->counters().connections == 0; }));
   const size_t fds = count_entries("/proc/self/fd");
   const size_t threads = count_entries("/proc/self/task");
-  for (int i = 0; i < 1000; ++i) {
+  // What a connection leaves behind is seen after a hundred of them, and sanitizers make each one slow.
+  for (int i = 0; i < 200; ++i) {
     const auto endpoint = must_connect(i % 2 ? Channel::kDemand : Channel::kBulk);
     ASSERT_FALSE(endpoint->disconnected());
   }
