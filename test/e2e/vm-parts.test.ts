@@ -5,10 +5,12 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
+import { VmCgroups } from '../../src/agent/contain/cgroups.js';
 import { openConsole } from '../../src/agent/vm/console.js';
 import { endProcess, isAlive, type ProcessIdentity } from '../../src/kit/process.js';
 import { guestImage } from '../hosts/guest.js';
 import { expectOutput, VmHost, vmSpec } from '../hosts/vm-host.js';
+import { QEMU_USERS } from '../support/qemu-user.js';
 
 const run = promisify(execFile);
 
@@ -41,6 +43,18 @@ test('the console: past and present output to each reader, input to the guest', 
   const chunks: Buffer[] = [];
   for await (const chunk of past) chunks.push(chunk as Buffer);
   expect(Buffer.concat(chunks)).toHaveLength(100);
+  expect(await host.close()).toEqual([]);
+});
+
+test('a VM is in cgroups of its own, if this host has any, and they end with it', async () => {
+  const host = await VmHost.start();
+  const { pid } = await host.vms.run(vmSpec({}));
+  const place = /\/vmigrate-A-[0-9a-f]{8}\/vm$/m;
+  const cgroups = await VmCgroups.open('unused', host.directory);
+  await cgroups.close();
+  const isExpected = cgroups.isUsable && QEMU_USERS !== null;
+  expect(place.test(await readFile(`/proc/${pid}/cgroup`, 'utf8'))).toBe(isExpected);
+  await host.vms.stop('vm', { isForced: true });
   expect(await host.close()).toEqual([]);
 });
 

@@ -19,7 +19,6 @@
 namespace vmigrate::memory {
 namespace {
 
-constexpr uint64_t kLargePage = 2 << 20;
 
 Digest digest_of(const void* bytes, size_t length_bytes) {
   unsigned char whole[32];

@@ -10,12 +10,12 @@
 
 #include "base/unique_fd.hpp"
 #include "memory/tag_file.hpp"
+#include "tests/memory/page.hpp"
 #include "tests/support/temp_dir.hpp"
 
 namespace vmigrate::memory {
 namespace {
 
-constexpr uint64_t kPage = 4096, kLargePage = 2 << 20;
 constexpr uint64_t kTag = wire::kPageTagBytes;
 
 using Bytes = std::vector<std::byte>;

@@ -51,7 +51,8 @@ export class VmCgroups {
     const made: string[] = [];
     for (const parent of this.#parents) {
       const path = join(parent, vm);
-      if (!(await make(path))) continue;
+      // The last VM of an earlier manager may have taken the parent with it.
+      if (!(await make(parent)) || !(await make(path))) continue;
       await set(path, 'pids.max', String(THREADS_MAX));
       made.push(path);
     }
@@ -61,6 +62,11 @@ export class VmCgroups {
   /** One with a process in it stays. Idempotent. */
   async remove(vm: string): Promise<void> {
     for (const parent of this.#parents) await rmdir(join(parent, vm)).catch(() => undefined);
+  }
+
+  /** Removes what no VM has a cgroup in any more. */
+  async close(): Promise<void> {
+    for (const parent of this.#parents) await rmdir(parent).catch(() => undefined);
   }
 }
 

@@ -61,6 +61,7 @@ export class VmKeeper {
   /** Called when the daemon exits. The keeper ignores the end of a QEMU from then on. */
   close(): void {
     this.#isClosed = true;
+    void this.#options.cgroups.then((cgroups) => cgroups.close());
   }
 
   /** Follows the events of a VM that has just been connected. */
