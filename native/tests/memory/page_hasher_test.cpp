@@ -19,7 +19,6 @@
 namespace vmigrate::memory {
 namespace {
 
-
 Digest digest_of(const void* bytes, size_t length_bytes) {
   unsigned char whole[32];
   EXPECT_EQ(::EVP_Digest(bytes, length_bytes, whole, nullptr, ::EVP_sha256(), nullptr), 1);
