@@ -8,6 +8,7 @@
 #include <limits.h>
 #include <linux/if.h>
 #include <linux/if_tun.h>
+#include <linux/keyctl.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +16,6 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -109,7 +109,7 @@ static bool show(const char* root, const struct vmg_mount* mount_of) {
   if (mount_of->kind == VMG_MOUNT_READ_ONLY) flags |= MS_RDONLY | MS_NODEV;
   if (mount_of->kind == VMG_MOUNT_WRITABLE) flags |= MS_NODEV | MS_NOEXEC;
   if (mount_of->kind == VMG_MOUNT_DEVICE) flags |= MS_NOEXEC;
-  return mount(mount_of->path, target, NULL, MS_BIND, NULL) == 0 &&
+  return mount(mount_of->path, target, NULL, MS_BIND | MS_REC, NULL) == 0 &&
          mount(NULL, target, NULL, flags, NULL) == 0;
 }
 
@@ -132,7 +132,7 @@ static bool change_root(const char* root) {
 static bool enter_root(const struct vmg_container* container) {
   const char* root = container->root;
   /* What is mounted from here on is seen in this namespace alone. */
-  if (unshare(CLONE_NEWNS) != 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
+  if (unshare(CLONE_NEWNS | CLONE_NEWIPC) != 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
     return complain_of("no mount namespace for", root);
   if (mount("vmigrate-root", root, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755,size=64k") != 0)
     return complain_of("no private root on", root);
@@ -146,9 +146,8 @@ static bool enter_root(const struct vmg_container* container) {
 }
 
 static bool become_user(uid_t uid) {
-  /* A user has no CAP_IPC_LOCK: what QEMU may lock for a device is a matter of its limits. */
-  const struct rlimit no_limit = {RLIM_INFINITY, RLIM_INFINITY};
-  (void)setrlimit(RLIMIT_MEMLOCK, &no_limit);
+  /* What root has in its keyring is not for QEMU. A kernel without keyrings has nothing there. */
+  (void)syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
   for (int capability = 0; capability <= CAPABILITY_MAX; capability++)
     if (prctl(PR_CAPBSET_DROP, capability) != 0 && errno != EINVAL) return false;
   return setgroups(0, NULL) == 0 && setresgid(uid, uid, uid) == 0 && setresuid(uid, uid, uid) == 0 &&

@@ -6,17 +6,19 @@
  *
  * So no file needs another owner or mode, all layers of a disk are covered, and image locks work, because
  * each open makes a file description of its own. The path is read once, and the keeper opens what it has
- * read: a thread of QEMU that changes the string meanwhile changes nothing.
+ * read: a thread of QEMU that changes the string meanwhile changes nothing. Nothing is created: the daemon
+ * makes every file, and what QEMU might put into its own directory could lead others astray.
  *
- * The list is a file with a line per path: "r PATH"; "w PATH", also for writing, and the file may be created;
- * or "p PATH", for memory that is mapped copy-on-write: QEMU asks for writing, and gets it for reading. It is
- * read anew for each call, so the daemon changes it by a rename, and a restart of the daemon changes nothing.
+ * The list is a file with a line per path: "r PATH"; "w PATH", also for writing; or "p PATH", for memory that
+ * is mapped copy-on-write: QEMU asks for writing, and gets it for reading. It is read anew for each call, so
+ * the daemon changes it by a rename, and a restart of the daemon changes nothing.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sched.h>
 #include <stdalign.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -48,10 +50,11 @@
 #define SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (1UL << 0)
 #endif
 
-enum { PAGE_BYTES = 4096, CREATED_MODE = 0600 };
+enum { PAGE_BYTES = 4096 };
 /* What QEMU may ask for. O_NONBLOCK is set while the file is opened, so that a FIFO holds nobody up. */
 static const int FLAGS_KEPT =
-    O_ACCMODE | O_APPEND | O_DIRECT | O_DSYNC | O_SYNC | O_NOATIME | O_NOFOLLOW | O_DIRECTORY;
+    O_ACCMODE | O_APPEND | O_DIRECT | O_DSYNC | O_SYNC | O_NOATIME | O_NOFOLLOW | O_TRUNC;
+/* Of these the daemon makes every file, so O_CREAT and O_EXCL are left out. */
 static const int FLAGS_TO_WRITE = O_CREAT | O_EXCL | O_TRUNC;
 
 struct asked {
@@ -59,20 +62,56 @@ struct asked {
   int flags;
 };
 
+/* Jumps count what lies between, so each rule ends where the next begins: if the number is not `NUMBER`, the
+ * answer is left out. */
+#define WHEN(NUMBER, ANSWER) \
+  BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (NUMBER), 0, 1), BPF_STMT(BPF_RET | BPF_K, (ANSWER))
+#define LOAD(FIELD) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, FIELD))
+#define REFUSED (SECCOMP_RET_ERRNO | EPERM)
+/* The caller does without, as on a kernel that does not know the call. */
+#define UNKNOWN (SECCOMP_RET_ERRNO | ENOSYS)
+
 bool vmg_send_opens(int channel) {
   const struct sock_filter code[] = {
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-      /* Calls of another architecture go on without the keeper: with fewer rights, not more. */
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, OWN_ARCHITECTURE, 0, 3),
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-#ifdef SYS_open
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_open, 2, 0),
-#else
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+      LOAD(arch),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, OWN_ARCHITECTURE, 1, 0),
+      BPF_STMT(BPF_RET | BPF_K, UNKNOWN),
+      LOAD(nr),
+      /* Numbers of x32 are other names for the calls below. */
+      BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 0x40000000, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, UNKNOWN),
+      WHEN(SYS_openat, SECCOMP_RET_USER_NOTIF),
+      /* What would open or make files without the keeper. */
+      WHEN(SYS_openat2, UNKNOWN),
+      WHEN(SYS_io_uring_setup, UNKNOWN),
+      /* QEMU makes sockets only: nobody who looks into its directory meets links, or directories that change.
+       */
+      WHEN(SYS_mkdirat, REFUSED),
+      WHEN(SYS_mknodat, REFUSED),
+      WHEN(SYS_symlinkat, REFUSED),
+      WHEN(SYS_linkat, REFUSED),
+      WHEN(SYS_renameat2, REFUSED),
+#ifdef SYS_renameat
+      WHEN(SYS_renameat, REFUSED),
 #endif
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat, 1, 0),
+#ifdef SYS_open
+      WHEN(SYS_open, SECCOMP_RET_USER_NOTIF),
+      WHEN(SYS_creat, REFUSED),
+      WHEN(SYS_mkdir, REFUSED),
+      WHEN(SYS_mknod, REFUSED),
+      WHEN(SYS_symlink, REFUSED),
+      WHEN(SYS_link, REFUSED),
+      WHEN(SYS_rename, REFUSED),
+#endif
+      /* A namespace of users would give capabilities in it. The flags of clone3() cannot be looked at. */
+      WHEN(SYS_unshare, REFUSED),
+      WHEN(SYS_setns, REFUSED),
+      WHEN(SYS_clone3, UNKNOWN),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 0, 3),
+      LOAD(args[0]),
+      BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, CLONE_NEWUSER, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, REFUSED),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
   };
   const struct sock_fprog filter = {.len = sizeof code / sizeof code[0], .filter = (struct sock_filter*)code};
   int opens = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &filter);
@@ -156,12 +195,14 @@ static bool bound_flags(struct asked* asked, char listed) {
 
 /* Returns a descriptor, or the negated error. */
 static int open_for(const struct asked* asked) {
-  const int flags = (asked->flags & (FLAGS_KEPT | FLAGS_TO_WRITE)) | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
-  const int file = open(asked->path, flags, CREATED_MODE);
+  const int flags = (asked->flags & FLAGS_KEPT) | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+  const int file = open(asked->path, flags);
   if (file < 0) return -errno;
   struct stat opened;
-  const bool is_pipe = fstat(file, &opened) != 0 || S_ISFIFO(opened.st_mode);
-  if (is_pipe || fcntl(file, F_SETFL, asked->flags & (O_APPEND | O_DIRECT | O_NOATIME | O_NONBLOCK)) != 0) {
+  /* By a directory of the host QEMU would find the way to all others. */
+  const bool is_file = fstat(file, &opened) == 0 &&
+                       (S_ISREG(opened.st_mode) || S_ISBLK(opened.st_mode) || S_ISCHR(opened.st_mode));
+  if (!is_file || fcntl(file, F_SETFL, asked->flags & (O_APPEND | O_DIRECT | O_NOATIME | O_NONBLOCK)) != 0) {
     close(file);
     return -EACCES;
   }
@@ -191,6 +232,10 @@ static void answer(int opens, const struct seccomp_notif* call, const char* file
     } else {
       response.error = file;
     }
+    response.flags = 0;
+  } else if ((asked.flags & O_CREAT) != 0 || (asked.flags & O_TMPFILE) == O_TMPFILE) {
+    /* The flags are the kernel's copy, so they stay what they are. */
+    response.error = -EACCES;
     response.flags = 0;
   }
   /* It fails if the caller has been interrupted or has ended: then nobody waits. */

@@ -81,7 +81,10 @@ static void serve(struct vmg_options* options, int channel) {
   polled[opens_at] = (struct pollfd){.fd = channel, .events = POLLIN};
   bool has_opens = false;
   while (open_count > 0) {
-    if (poll(polled, options->log_count + 1, -1) < 0 && errno != EINTR) break;
+    if (poll(polled, options->log_count + 1, -1) < 0) {
+      if (errno == EINTR) continue;
+      break;
+    }
     for (unsigned i = 0; i < options->log_count; i++) {
       if (polled[i].fd < 0 || polled[i].revents == 0 || vmg_keep_output(&options->logs[i], options)) continue;
       polled[i].fd = -1;

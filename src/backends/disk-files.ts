@@ -11,7 +11,7 @@ export interface DiskFiles {
   /** Creates a qcow2 without content of its own. The call does not open the base. */
   createOverlay(path: string, base: Pick<DiskSpec, 'path' | 'format'>, sizeBytes: number): Promise<void>;
   /** Writes the overlay's content into its base. Throws NO_SPACE if the file system is full. */
-  commitOverlay(path: string): Promise<void>;
+  commitOverlay(path: string, basePath: string): Promise<void>;
   /** Returns the reason why the file and its backing files do not open as a disk of that format, or null. */
   openProblem(path: string, format: DiskSpec['format']): Promise<string | null>;
   /**

@@ -111,7 +111,19 @@ async function readStat(pid: number): Promise<{ startTicks: string; isZombie: bo
     throw error;
   });
   if (stat === null) return null;
-  // The second field is the program's name in brackets and may hold anything: count from the last bracket.
-  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-  return { startTicks: fields[19] ?? '0', isZombie: fields[0] === 'Z' || fields[0] === 'X' };
+  return { startTicks: fieldsOf(stat)[19] ?? '0', isZombie: hasEnded(stat) };
+}
+
+/**
+ * True if the process with this /proc/PID/stat only waits to be reaped. Its other threads may live on when the first
+ * one has ended: then the process has not.
+ */
+export function hasEnded(stat: string): boolean {
+  const fields = fieldsOf(stat);
+  return fields[0] === 'X' || (fields[0] === 'Z' && Number(fields[17] ?? 0) <= 1);
+}
+
+/** The fields from the third on. The second is the program's name in brackets, and may hold anything, brackets too. */
+function fieldsOf(stat: string): readonly string[] {
+  return stat.slice(stat.lastIndexOf(')') + 2).split(' ');
 }

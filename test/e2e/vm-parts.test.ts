@@ -49,7 +49,7 @@ test('the console: past and present output to each reader, input to the guest', 
 test('a VM is in cgroups of its own, if this host has any, and they end with it', async () => {
   const host = await VmHost.start();
   const { pid } = await host.vms.run(vmSpec({}));
-  const place = /\/vmigrate-A-[0-9a-f]{8}\/vm$/m;
+  const place = /\/vmigrate-A-[0-9a-f]{8}\/vm-vm$/m;
   const cgroups = await VmCgroups.open('unused', host.directory);
   await cgroups.close();
   const isExpected = cgroups.isUsable && QEMU_USERS !== null;

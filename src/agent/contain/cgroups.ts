@@ -1,6 +1,6 @@
 /**
  * A cgroup for each contained VM, below the daemon's own: of cgroup v2, and of the v1 hierarchy that counts processes.
- * It bounds the number of threads, and whoever wants to freeze, weigh or end a VM finds all of it there.
+ * Where threads are counted, it bounds them, and whoever wants to freeze, weigh or end a VM finds all of it there.
  */
 import { createHash } from 'node:crypto';
 import { mkdir, readFile, rmdir, writeFile } from 'node:fs/promises';
@@ -35,8 +35,10 @@ export class VmCgroups {
       const parent = join(path, name);
       const isMade = await make(parent);
       if (!isMade) continue;
-      // The kernel allows it beside processes, because this controller counts threads. Its absence is no failure.
-      if (isV2) for (const each of [path, parent]) await set(each, 'cgroup.subtree_control', `+${CONTROLLER}`);
+      // No controller is switched on for the daemon's own cgroup: that would change what may be below it. If somebody
+      // has done so already, for a service with delegation, the cgroups of VMs may have it too.
+      if (isV2) await set(parent, 'cgroup.subtree_control', `+${CONTROLLER}`);
+      if (isV2 && (await typeOf(parent)) !== 'domain') continue;
       parents.push(parent);
     }
     return new VmCgroups(parents);
@@ -50,7 +52,7 @@ export class VmCgroups {
   async make(vm: string): Promise<readonly string[]> {
     const made: string[] = [];
     for (const parent of this.#parents) {
-      const path = join(parent, vm);
+      const path = join(parent, nameOf(vm));
       // The last VM of an earlier manager may have taken the parent with it.
       if (!(await make(parent)) || !(await make(path))) continue;
       await set(path, 'pids.max', String(THREADS_MAX));
@@ -61,7 +63,7 @@ export class VmCgroups {
 
   /** One with a process in it stays. Idempotent. */
   async remove(vm: string): Promise<void> {
-    for (const parent of this.#parents) await rmdir(join(parent, vm)).catch(() => undefined);
+    for (const parent of this.#parents) await rmdir(join(parent, nameOf(vm))).catch(() => undefined);
   }
 
   /** Removes what no VM has a cgroup in any more. */
@@ -70,11 +72,21 @@ export class VmCgroups {
   }
 }
 
+/** The kernel has files beside the cgroups, whose names a VM may have. */
+function nameOf(vm: string): string {
+  return `vm-${vm}`;
+}
+
 async function make(path: string): Promise<boolean> {
   return mkdir(path, { mode: 0o755 }).then(
     () => true,
     (error: NodeJS.ErrnoException) => error.code === 'EEXIST',
   );
+}
+
+/** Of cgroup v2. Only a domain takes whole processes. */
+async function typeOf(path: string): Promise<string> {
+  return (await readFile(join(path, 'cgroup.type'), 'utf8').catch(() => '')).trim();
 }
 
 async function set(directory: string, name: string, value: string): Promise<void> {

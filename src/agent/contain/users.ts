@@ -1,5 +1,6 @@
 /** The users that the processes of VMs run as: one for all, or one for each VM. */
 import { MigrationError } from '../../domain/errors.js';
+import { usersWithProcesses } from './processes.js';
 
 /** The uids from `from` on. No account of the host should have one of them. */
 export interface QemuUsers {
@@ -26,9 +27,10 @@ export class UserPool {
     if (this.#users === null) return create(null);
     const { from, count } = this.#users;
     if (count === 1) return create(from);
-    const used = inUse();
+    // Also those of another daemon, or of a VM whose record cannot be read.
+    const used = new Set([...inUse(), ...usersWithProcesses(this.#users), ...this.#taken]);
     let uid = from;
-    while (used.has(uid) || this.#taken.has(uid)) uid++;
+    while (used.has(uid)) uid++;
     if (uid >= from + count) {
       throw new MigrationError('OUT_OF_MEMORY', `each of the ${count} users for VMs has one`, {
         remedy: 'remove VMs that have ended, or raise security.qemuUser.count',

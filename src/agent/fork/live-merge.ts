@@ -74,7 +74,7 @@ export async function mergeEnded(context: ForkContext, vm: ManagedVm, overlay: O
   const { name } = vm.spec;
   await mark(vms, name, overlay, true);
   try {
-    await vms.backend.diskFiles.commitOverlay(overlay.path);
+    await vms.backend.diskFiles.commitOverlay(overlay.path, overlay.base.path);
     await useBase(vms, name, overlay);
     await vms.amend(name, () => ({ mergedOverlay: null }));
   } catch (error) {

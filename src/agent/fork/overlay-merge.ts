@@ -112,7 +112,7 @@ async function merge(context: ForkContext, overlay: ParentOverlay): Promise<bool
  */
 export async function mergeOffline(files: DiskFiles, overlay: ParentOverlay): Promise<boolean> {
   if (!(await isThere(overlay.path))) return false;
-  await files.commitOverlay(overlay.path);
+  await files.commitOverlay(overlay.path, overlay.base.path);
   await removeOverlay(overlay.path);
   return true;
 }

@@ -2,7 +2,8 @@
  * The life of a VM after its start. The keeper notices when QEMU ends, and ends QEMU on request. It does not poll while
  * the connection to QEMU is open; the end of the connection starts the polling.
  */
-import { rm } from 'node:fs/promises';
+import { readdir, rm, unlink } from 'node:fs/promises';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { ConnectedState, RunState } from '../../backends/backend.js';
 import { toMigrationError } from '../../domain/errors.js';
@@ -11,6 +12,7 @@ import type { Registry } from '../../engine/ports/registry.js';
 import type { Log } from '../../kit/log.js';
 import { endProcess, isAlive, waitForExit } from '../../kit/process.js';
 import type { VmCgroups } from '../contain/cgroups.js';
+import { endProcessesOf } from '../contain/processes.js';
 import { readExitCode, watchExitPort } from './exit-port.js';
 import { removeTaps } from './network.js';
 import { removeRegionFiles } from './ram-files.js';
@@ -111,6 +113,7 @@ export class VmKeeper {
     const exitCode = written ?? guestEnd?.exitCode ?? null;
     const exit: VmExit = { at: new Date().toISOString(), reason, ...child, exitCode };
     release(vm);
+    await this.#endLeft(vm);
     await vm.process.outputKept();
     await vm.updateOrOwe({ process: null, exit, memory: null, ...(isDeparted ? {} : { state: 'stopped' as const }) });
     this.#options.log.info({ vm: name, exit }, 'QEMU has ended');
@@ -141,6 +144,7 @@ export class VmKeeper {
     // The record may not have been written, for example to a full file system.
     else if (isStart) await this.endUnrecorded(vm);
     release(vm);
+    await this.#endLeft(vm);
     // Whoever gets the name next has logs at the same place.
     if (process !== null || isStart) await vm.process.outputKept();
     vm.memory?.close();
@@ -151,8 +155,16 @@ export class VmKeeper {
     const owner = await registry.owner(name);
     if (owner?.owner === host && owner.epoch === vm.epoch) await registry.removeOwner(name, vm.epoch);
     await vm.settled();
+    await emptyOfSockets(vm);
     await rm(vm.directory, { recursive: true, force: true });
     this.#options.table.forget(vm);
+  }
+
+  /** Ends what a guest that had broken out has left behind. A user that several VMs have tells nothing. */
+  async #endLeft(vm: Vm): Promise<void> {
+    const { qemuUid } = vm.record;
+    const isShared = this.#options.table.all().some((other) => other !== vm && other.record.qemuUid === qemuUid);
+    if (qemuUid !== undefined && !isShared) await endProcessesOf(qemuUid);
   }
 
   /** Ends the QEMU of a record without a pid. A crash may have come between starting QEMU and recording its pid. */
@@ -258,6 +270,13 @@ export class VmKeeper {
   #warn(vm: Vm, error: unknown, message: string): void {
     this.#options.log.warn({ vm: vm.spec.name, error: toMigrationError(error).toJSON() }, message);
   }
+}
+
+/** Whatever a process has put into its directory: nothing below it is looked at. */
+async function emptyOfSockets({ place }: Vm): Promise<void> {
+  if (place.socketDirectory === place.directory) return;
+  for (const name of await readdir(place.socketDirectory).catch(() => []))
+    await unlink(join(place.socketDirectory, name)).catch(() => undefined);
 }
 
 function release(vm: Vm): void {

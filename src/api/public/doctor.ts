@@ -175,7 +175,7 @@ function containment(problem: string | null | undefined): Verdict {
   }
   return fail(
     `QEMU cannot be contained, so no VM starts: ${problem}`,
-    'this needs root, Linux 5.14 and mount namespaces; security.qemuUser: root does without',
+    'this needs root, Linux 6.1 and mount namespaces; security.qemuUser: root does without',
   );
 }
 

@@ -45,7 +45,18 @@ export async function createOverlay(
 }
 
 /** Writes the overlay's content into its base. No QEMU may have either file open. */
-export async function commitOverlay(path: string): Promise<void> {
+export async function commitOverlay(path: string, basePath: string): Promise<void> {
+  // A guest that has broken out may have written another name into its overlay, and qemu-img obeys.
+  const [top, base] = await layersOf(path, 'qcow2');
+  if (top?.length !== 1 || base?.[0]?.path !== basePath) {
+    throw new MigrationError(
+      'CORRUPT',
+      `${path} does not lie on ${basePath}, but says ${base?.[0]?.path ?? 'nothing'}`,
+      {
+        remedy: 'do not trust the guest that has written it; if nobody needs its disk, remove the file',
+      },
+    );
+  }
   try {
     await qemuImg(['commit', '-q', '-f', 'qcow2', path], COMMIT_TIMEOUT_MS);
   } catch (error) {

@@ -5,7 +5,7 @@ import type { LaunchOrder, StartedVm, VmPlace } from '../backend.js';
 import { qemuArguments } from './command-line.js';
 import type { QemuConnection } from './connection.js';
 import { changeFileList, writeFileList } from './launcher/file-list.js';
-import { launched, rootPath, SPOOLED_SERIAL_PATH, untilKept } from './launcher/launcher.js';
+import { launched, rootPath, SPOOLED_SERIAL, SPOOLED_SERIAL_PATH, untilKept } from './launcher/launcher.js';
 import { openedFiles, withoutStart } from './opened-files.js';
 import { outputTail, type StartedProcess, saidBy, startDetached } from './start.js';
 
@@ -25,7 +25,11 @@ export async function launch(
   const { container } = order;
   if (container !== null) await prepareContainer(order, place, hasLauncher);
   const serialLogPath = hasLauncher ? SPOOLED_SERIAL_PATH : place.serialLogPath;
-  const qemu = { program, args: commandLine(connection, order, serialLogPath), environment: order.environment };
+  const qemu = {
+    program,
+    args: [...(hasLauncher ? SPOOLED_SERIAL : []), ...commandLine(connection, order, serialLogPath)],
+    environment: order.environment,
+  };
   const command = order.enclose(hasLauncher ? launched(qemu, place, container) : qemu);
   const started = await startDetached(command.program, command.args, {
     outputPath: place.outputPath,
@@ -67,7 +71,8 @@ async function ready(
     await untilKept(directory, OUTPUT_KEPT_MS);
     const tail = await outputTail(outputPath);
     const how = exit.signal === null ? `with exit code ${exit.code}` : `by ${exit.signal}`;
-    const isRefused = isContained && /No such file|Permission denied|not permitted|Read-only file/.test(tail);
+    const isRefused =
+      isContained && /No such file|Permission denied|not permitted|Read-only file|[Cc]ould not (load|open)/.test(tail);
     const remedy = isRefused ? { remedy: CONTAINED_REMEDY } : {};
     throw new MigrationError('QEMU_FAILED', `QEMU ended ${how} while starting: ${tail}`, {
       ...remedy,

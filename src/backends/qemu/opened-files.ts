@@ -18,6 +18,8 @@ const BY_ARGUMENT: readonly (readonly [RegExp, string])[] = [
 export async function openedFiles(order: LaunchOrder): Promise<FileList> {
   const { spec, accel, ramPaths, taps, environment } = order;
   const list: FileList = new Map();
+  // QEMU would create it, as its kind of output asks for.
+  addFile(list, '/dev/null', 'write');
   for (const path of ramPaths) addFile(list, path, spec.memory.backing === 'image' ? 'copied' : 'write');
   if (spec.clone === undefined)
     for (const path of [spec.kernel, spec.initrd]) if (path !== undefined) addFile(list, path, 'read');

@@ -21,11 +21,12 @@ const MARK_FILE = 'spooling';
 const ROOT_DIRECTORY = 'root';
 const KEPT_POLL_MS = 5;
 
-/** The path by which a QEMU with a launcher opens its serial log. */
-export const SPOOLED_SERIAL_PATH = `/proc/self/fd/${SERIAL_DESCRIPTOR}`;
+/** QEMU's own name for a descriptor that it has been given, and the argument that gives it. */
+export const SPOOLED_SERIAL_PATH = `/dev/fdset/${SERIAL_DESCRIPTOR}`;
+export const SPOOLED_SERIAL = ['-add-fd', `fd=${SERIAL_DESCRIPTOR},set=${SERIAL_DESCRIPTOR}`] as const;
 
 /** What a contained QEMU sees of the host: programs and their data, which are nobody's secret. */
-const SHOWN = ['/usr', '/lib', '/lib64', '/bin', '/sbin', '/etc/ld.so.cache', '/etc/alternatives'];
+const SHOWN = ['/usr', '/lib', '/lib64', '/bin', '/sbin', '/etc/ld.so.cache', '/etc/alternatives', '/etc/localtime'];
 const DEVICES = ['/dev/null', '/dev/zero', '/dev/full', '/dev/random', '/dev/urandom'];
 
 /** Returns the command that runs `command` with its output in the logs of `place`, and contained if it is to be. */

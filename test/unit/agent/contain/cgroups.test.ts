@@ -15,7 +15,7 @@ test('a VM has cgroups of its own, with a limit of threads, until its processes 
   const directories = await cgroups.make('vm');
   expect(directories.length > 0, 'a host without cgroups has none').toBe(cgroups.isUsable);
   expect(await cgroups.make('vm')).toEqual(directories);
-  for (const directory of directories) expect(directory).toMatch(/\/vmigrate-T\d+-[0-9a-f]{8}\/vm$/);
+  for (const directory of directories) expect(directory).toMatch(/\/vmigrate-T\d+-[0-9a-f]{8}\/vm-vm$/);
   // Version 2 counts processes only if the cgroups above let it.
   const counting = directories.filter((directory) => existsSync(join(directory, 'pids.max')));
   for (const directory of counting) expect(await readFile(join(directory, 'pids.max'), 'utf8')).toBe('4096\n');
