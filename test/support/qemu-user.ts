@@ -1,5 +1,5 @@
 /** Whom QEMU runs as in tests: as by default, or as VMIGRATE_TEST_QEMU_USER says (`root`, or the first uid). */
-import type { QemuUsers } from '../../src/agent/contain/users.js';
+import type { QemuUsers } from '../../src/agent/contain/processes.js';
 import { placeIn } from '../../src/agent/vm/vm.js';
 import { QEMU_USERS_DEFAULT } from '../../src/config.js';
 

@@ -6,7 +6,13 @@ import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../../domain/errors.js';
 import { hasEnded } from '../../kit/process.js';
-import type { QemuUsers } from './users.js';
+
+/** The uids from `from` on. No account of the host should have one of them. */
+export interface QemuUsers {
+  readonly from: number;
+  /** 1: all VMs have the same user. */
+  readonly count: number;
+}
 
 const END_MS_MAX = 10_000;
 const POLL_MS = 10;

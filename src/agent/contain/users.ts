@@ -1,13 +1,6 @@
 /** The users that the processes of VMs run as: one for all, or one for each VM. */
 import { MigrationError } from '../../domain/errors.js';
-import { usersWithProcesses } from './processes.js';
-
-/** The uids from `from` on. No account of the host should have one of them. */
-export interface QemuUsers {
-  readonly from: number;
-  /** 1: all VMs have the same user. */
-  readonly count: number;
-}
+import { type QemuUsers, usersWithProcesses } from './processes.js';
 
 export class UserPool {
   readonly #users: QemuUsers | null;

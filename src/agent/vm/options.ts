@@ -5,7 +5,7 @@ import type { Accel, AccelChoice, NicSpec } from '../../domain/vm.js';
 import type { Registry } from '../../engine/ports/registry.js';
 import type { Log } from '../../kit/log.js';
 import type { NativeBinding } from '../../native/types.js';
-import type { QemuUsers } from '../contain/users.js';
+import type { QemuUsers } from '../contain/processes.js';
 import type { MemoryLimits } from './memory-room.js';
 
 export interface VmManagerOptions {

@@ -8,7 +8,7 @@ import type { VmPlace } from '../../backend.js';
 import { addFile, type FileList, writeFileList } from './file-list.js';
 import { launched, rootPath, untilKept } from './launcher.js';
 
-/** Opens a file that only the keeper can open, and the device that QEMU's memory needs, unless the kernel does without. */
+/** Opens what only the keeper can open, and the device that QEMU's memory needs, unless the kernel does without. */
 const SHELL = '/bin/sh';
 const TRY = 'read -r line <"$1" && if [ "$2" != 1 ]; then : </dev/userfaultfd; fi';
 const SYSCTL = '/proc/sys/vm/unprivileged_userfaultfd';
