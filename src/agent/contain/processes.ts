@@ -2,7 +2,7 @@
  * The processes of the users of VMs. A guest that has broken out may leave some behind when its QEMU ends: then its
  * uid, its files and its name are free only when these have ended, too.
  */
-import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../../domain/errors.js';
 import { hasEnded } from '../../kit/process.js';
@@ -22,11 +22,23 @@ export function usersWithProcesses({ from, count }: QemuUsers): ReadonlySet<numb
   return new Set(processes((uid) => uid >= from && uid < from + count).map(({ uid }) => uid));
 }
 
-/** Ends all processes of the user, which no other VM may have. Throws TIMEOUT if they do not end. */
-export async function endProcessesOf(user: number): Promise<void> {
+/** Returns the name of the mount namespace of a process, which is that of its VM alone if it is contained. */
+export function mountNamespaceOf(pid: number): string {
+  try {
+    return readlinkSync(`/proc/${pid}/ns/mnt`);
+  } catch (cause) {
+    throw new MigrationError('QEMU_GONE', `process ${pid} has ended`, { cause });
+  }
+}
+
+/**
+ * Ends all processes of the user in that mount namespace, which they cannot leave. Another daemon of this machine may
+ * have the same user. Throws TIMEOUT if they do not end.
+ */
+export async function endProcessesOf(user: number, mountNamespace: string): Promise<void> {
   const deadlineMs = performance.now() + END_MS_MAX;
   for (;;) {
-    const left = processes((uid) => uid === user);
+    const left = processes((uid) => uid === user).filter(({ pid }) => isIn(mountNamespace, pid));
     if (left.length === 0) return;
     for (const { pid } of left) kill(pid);
     if (performance.now() > deadlineMs) {
@@ -34,6 +46,21 @@ export async function endProcessesOf(user: number): Promise<void> {
       throw new MigrationError('TIMEOUT', `processes of user ${user} do not end, not even by SIGKILL: ${pids}`);
     }
     await sleep(POLL_MS);
+  }
+}
+
+/** The first thread may have ended, and with it what the kernel tells of the process: its other threads count. */
+function isIn(mountNamespace: string, pid: number): boolean {
+  try {
+    return readdirSync(`/proc/${pid}/task`).some((thread) => {
+      try {
+        return readlinkSync(`/proc/${pid}/task/${thread}/ns/mnt`) === mountNamespace;
+      } catch {
+        return false;
+      }
+    });
+  } catch {
+    return false;
   }
 }
 

@@ -113,7 +113,7 @@ export class VmKeeper {
     const exitCode = written ?? guestEnd?.exitCode ?? null;
     const exit: VmExit = { at: new Date().toISOString(), reason, ...child, exitCode };
     release(vm);
-    await this.#endLeft(vm);
+    await endLeft(vm);
     await vm.process.outputKept();
     await vm.updateOrOwe({ process: null, exit, memory: null, ...(isDeparted ? {} : { state: 'stopped' as const }) });
     this.#options.log.info({ vm: name, exit }, 'QEMU has ended');
@@ -144,7 +144,7 @@ export class VmKeeper {
     // The record may not have been written, for example to a full file system.
     else if (isStart) await this.endUnrecorded(vm);
     release(vm);
-    await this.#endLeft(vm);
+    await endLeft(vm);
     // Whoever gets the name next has logs at the same place.
     if (process !== null || isStart) await vm.process.outputKept();
     vm.memory?.close();
@@ -158,13 +158,6 @@ export class VmKeeper {
     await emptyOfSockets(vm);
     await rm(vm.directory, { recursive: true, force: true });
     this.#options.table.forget(vm);
-  }
-
-  /** Ends what a guest that had broken out has left behind. A user that several VMs have tells nothing. */
-  async #endLeft(vm: Vm): Promise<void> {
-    const { qemuUid } = vm.record;
-    const isShared = this.#options.table.all().some((other) => other !== vm && other.record.qemuUid === qemuUid);
-    if (qemuUid !== undefined && !isShared) await endProcessesOf(qemuUid);
   }
 
   /** Ends the QEMU of a record without a pid. A crash may have come between starting QEMU and recording its pid. */
@@ -270,6 +263,11 @@ export class VmKeeper {
   #warn(vm: Vm, error: unknown, message: string): void {
     this.#options.log.warn({ vm: vm.spec.name, error: toMigrationError(error).toJSON() }, message);
   }
+}
+
+/** Ends what a guest that had broken out has left behind. */
+async function endLeft({ record: { qemuUid, mountNamespace } }: Vm): Promise<void> {
+  if (qemuUid !== undefined && mountNamespace !== undefined) await endProcessesOf(qemuUid, mountNamespace);
 }
 
 /** Whatever a process has put into its directory: nothing below it is looked at. */

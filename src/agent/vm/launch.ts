@@ -10,8 +10,9 @@ import type { Container } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
 import { failureToError } from '../../native/binding.js';
-import type { NativeBinding, VmMemoryHandle } from '../../native/types.js';
+import type { NativeBinding, VmMemoryHandle, VmMemorySnapshot } from '../../native/types.js';
 import type { VmCgroups } from '../contain/cgroups.js';
+import { mountNamespaceOf } from '../contain/processes.js';
 import { createTaps, inNamespace, isIsolated, joinIsolated } from './network.js';
 import { setOomScore } from './oom-score.js';
 import { resetChildPriority } from './priority.js';
@@ -74,10 +75,15 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
   await vm.update({ process: started.identity });
   await started.ready(preload.complete, vm.start.signal);
   await joinIsolated(vm.spec, vm.record.taps, started.identity.pid);
-  if (vm.memory !== null) {
-    const { state, pid, descriptors, ranges } = vm.memory.snapshot();
-    await vm.update({ memory: { state, pid, descriptors, ranges } });
-  }
+  const memory = vm.memory?.snapshot() ?? null;
+  await vm.update({
+    ...(container === null ? {} : { mountNamespace: mountNamespaceOf(started.identity.pid) }),
+    ...(memory === null ? {} : { memory: withoutFailure(memory) }),
+  });
+}
+
+function withoutFailure({ state, pid, descriptors, ranges }: VmMemorySnapshot): VmMemorySnapshot {
+  return { state, pid, descriptors, ranges };
 }
 
 /** Makes what a contained process needs, and its directory for sockets. */

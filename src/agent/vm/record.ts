@@ -54,6 +54,8 @@ export interface VmRecord {
   readonly createdAt: string;
   /** The user that the process runs as, and the group. Absent: the daemon's own. */
   readonly qemuUid?: number;
+  /** The mount namespace of the contained process, as the kernel names it. Known when the process has started. */
+  readonly mountNamespace?: string;
   /** Overlays of the VM's disks are being merged. No job may have the VM, and a restarted daemon ends the merge. */
   readonly isMerging?: boolean;
   /** Set before the merge of this overlay begins, and until its file is gone or the merge has been given up. */
@@ -142,6 +144,7 @@ const recordSchema = z.strictObject({
   exitCodeBefore: z.int().min(0).max(255).nullable().default(null),
   createdAt: z.string(),
   qemuUid: z.int().min(1).exactOptional(),
+  mountNamespace: z.string().max(64).exactOptional(),
   isMerging: z.boolean().exactOptional(),
   mergedOverlay: z
     .strictObject({ id: z.string(), path: z.string(), base: z.strictObject({ path: z.string(), format: diskFormat }) })

@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { afterEach, expect, test } from 'vitest';
-import { endProcessesOf, usersWithProcesses } from '../../../../src/agent/contain/processes.js';
+import { endProcessesOf, mountNamespaceOf, usersWithProcesses } from '../../../../src/agent/contain/processes.js';
 import { UserPool } from '../../../../src/agent/contain/users.js';
 import { identityOf, isAlive } from '../../../../src/kit/process.js';
 
@@ -28,7 +28,10 @@ test('a process whose first thread has ended is alive as long as another lives',
   const identity = await identityOf(await survivor());
   await expect.poll(() => usersWithProcesses(USERS)).toEqual(new Set([FROM]));
   expect(await isAlive(identity)).toBe(true);
-  await endProcessesOf(FROM);
+  const [own, other] = [mountNamespaceOf(process.pid), 'mnt:[1]'];
+  await endProcessesOf(FROM, other);
+  expect(await isAlive(identity), 'a process of another VM of this user').toBe(true);
+  await endProcessesOf(FROM, own);
   expect(usersWithProcesses(USERS)).toEqual(new Set());
   expect(await isAlive(identity)).toBe(false);
 });
@@ -45,7 +48,7 @@ test('a user that has a process, whoever has made it, is given to no VM', async 
   await Promise.all([take(), take()]);
   expect([...used].sort((left, right) => left - right)).toEqual([FROM + 1, FROM + 2]);
   await expect(take()).rejects.toMatchObject({ code: 'OUT_OF_MEMORY' });
-  await endProcessesOf(FROM);
+  await endProcessesOf(FROM, mountNamespaceOf(process.pid));
   await take();
   expect(used.has(FROM)).toBe(true);
 });
