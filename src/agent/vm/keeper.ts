@@ -266,8 +266,10 @@ export class VmKeeper {
 }
 
 /** Ends what a guest that had broken out has left behind. */
-async function endLeft({ record: { qemuUid, mountNamespace } }: Vm): Promise<void> {
-  if (qemuUid !== undefined && mountNamespace !== undefined) await endProcessesOf(qemuUid, mountNamespace);
+async function endLeft({ record: { process, qemuUid, mountNamespace } }: Vm): Promise<void> {
+  // Once the end is recorded, the kernel may have given the namespace's name to another.
+  if (process !== null && qemuUid !== undefined && mountNamespace !== undefined)
+    await endProcessesOf(qemuUid, mountNamespace);
 }
 
 /** Whatever a process has put into its directory: nothing below it is looked at. */

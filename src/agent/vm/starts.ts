@@ -45,7 +45,7 @@ export class VmStarter {
     this.#keeper = keeper;
     this.#room = room;
     this.#cgroups = cgroups;
-    this.#users = new UserPool(options.qemuUsers ?? null);
+    this.#users = new UserPool(options.qemuUsers ?? null, options.stateDir);
   }
 
   /** Refuses further starts. */

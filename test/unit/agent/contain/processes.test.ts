@@ -38,7 +38,7 @@ test('a process whose first thread has ended is alive as long as another lives',
 
 test('a user that has a process, whoever has made it, is given to no VM', async () => {
   await survivor();
-  const pool = new UserPool(USERS);
+  const pool = new UserPool(USERS, '/state');
   const used = new Set<number>();
   const take = () =>
     pool.with(
