@@ -1,6 +1,6 @@
 /*
- * Where QEMU runs, and as whom: cgroups of its own, a root that shows what it needs, a user of its own, and
- * no capabilities. Each step takes rights away that a later one does not need.
+ * Where QEMU runs, and as whom: a root that shows what it needs, a user of its own, and no capabilities. Each
+ * step takes rights away that a later one does not need.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,34 +24,13 @@
 
 enum { DIRECTORY_MODE = 0755, FILE_MODE = 0644, CAPABILITY_MAX = 63 };
 
-static bool complain_of(const char* what, const char* object) {
-  char text[VMG_PATH_BYTES_MAX + 64];
-  const int reason = errno;
-  snprintf(text, sizeof text, "%s %s", what, object);
-  errno = reason;
-  vmg_complain(text);
-  return false;
-}
-
-bool vmg_join_cgroups(const struct vmg_options* options) {
-  for (unsigned i = 0; i < options->cgroup_count; i++) {
-    char path[VMG_PATH_BYTES_MAX];
-    snprintf(path, sizeof path, "%s/cgroup.procs", options->cgroups[i]);
-    const int file = open(path, O_WRONLY | O_CLOEXEC);
-    const bool is_in = file >= 0 && write(file, "0", 1) == 1;
-    if (file >= 0) close(file);
-    if (!is_in) return complain_of("cannot join the cgroup", options->cgroups[i]);
-  }
-  return true;
-}
-
 /* The tap lasts as long as its network namespace, and the program attaches to it as its owner. */
 static bool make_tap(const char* name, uid_t owner) {
   struct ifreq request;
   memset(&request, 0, sizeof request);
   if (strlen(name) >= IFNAMSIZ) {
     errno = ENAMETOOLONG;
-    return complain_of("cannot make the tap", name);
+    return vmg_complain_of("cannot make the tap", name);
   }
   strcpy(request.ifr_name, name);
   request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
@@ -59,7 +38,7 @@ static bool make_tap(const char* name, uid_t owner) {
   const bool is_made = tun >= 0 && ioctl(tun, TUNSETIFF, &request) == 0 &&
                        ioctl(tun, TUNSETOWNER, (unsigned long)owner) == 0 &&
                        ioctl(tun, TUNSETPERSIST, 1UL) == 0;
-  const bool is_good = is_made || complain_of("cannot make the tap", name);
+  const bool is_good = is_made || vmg_complain_of("cannot make the tap", name);
   if (tun >= 0) close(tun);
   return is_good;
 }
@@ -133,15 +112,15 @@ static bool enter_root(const struct vmg_container* container) {
   const char* root = container->root;
   /* What is mounted from here on is seen in this namespace alone. */
   if (unshare(CLONE_NEWNS | CLONE_NEWIPC) != 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
-    return complain_of("no mount namespace for", root);
+    return vmg_complain_of("no mount namespace for", root);
   if (mount("vmigrate-root", root, "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755,size=64k") != 0)
-    return complain_of("no private root on", root);
+    return vmg_complain_of("no private root on", root);
   for (unsigned i = 0; i < container->mount_count; i++)
     if (!show(root, &container->mounts[i]))
-      return complain_of("cannot show in the private root:", container->mounts[i].path);
-  if (!show_processes(root)) return complain_of("cannot show in the private root:", "/proc");
+      return vmg_complain_of("cannot show in the private root:", container->mounts[i].path);
+  if (!show_processes(root)) return vmg_complain_of("cannot show in the private root:", "/proc");
   if (!change_root(root) || mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID, NULL) != 0)
-    return complain_of("cannot enter the private root", root);
+    return vmg_complain_of("cannot enter the private root", root);
   return true;
 }
 

@@ -209,7 +209,8 @@ static int open_for(const struct asked* asked) {
   return file;
 }
 
-static void answer(int opens, const struct seccomp_notif* call, const char* file_list) {
+static void answer(int opens, const struct seccomp_notif* call, const char* file_list,
+                   struct vmg_joining* joining) {
   struct seccomp_notif_resp response = {.id = call->id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
   const bool is_openat = call->data.nr == SYS_openat;
   static struct asked asked;
@@ -217,8 +218,11 @@ static void answer(int opens, const struct seccomp_notif* call, const char* file
   const bool is_path = read_path((pid_t)call->pid, call->data.args[is_openat ? 1 : 0], asked.path);
   /* If the caller has ended since, its number may be another process's now: then this is not its path. */
   if (ioctl(opens, SECCOMP_IOCTL_NOTIF_ID_VALID, &call->id) != 0) return;
-  if (is_path && asked.path[0] == '/' && bound_flags(&asked, listed_as(file_list, asked.path))) {
-    const int file = open_for(&asked);
+  const char listed = is_path && asked.path[0] == '/' ? listed_as(file_list, asked.path) : 0;
+  if (bound_flags(&asked, listed)) {
+    /* Libraries are for reading, and do not wait. The memory of a guest is not. */
+    const bool is_ready = listed == 'r' || vmg_has_joined(joining);
+    const int file = is_ready ? open_for(&asked) : -EPERM;
     if (file >= 0) {
       const struct seccomp_notif_addfd given = {.id = call->id,
                                                 .flags = SECCOMP_ADDFD_FLAG_SEND,
@@ -242,9 +246,9 @@ static void answer(int opens, const struct seccomp_notif* call, const char* file
   (void)ioctl(opens, SECCOMP_IOCTL_NOTIF_SEND, &response);
 }
 
-void vmg_answer_open(int opens, const char* file_list) {
+void vmg_answer_open(int opens, const char* file_list, struct vmg_joining* joining) {
   struct seccomp_notif call;
   memset(&call, 0, sizeof call);
   /* ENOENT: the caller has been killed meanwhile. */
-  if (ioctl(opens, SECCOMP_IOCTL_NOTIF_RECV, &call) == 0) answer(opens, &call, file_list);
+  if (ioctl(opens, SECCOMP_IOCTL_NOTIF_RECV, &call) == 0) answer(opens, &call, file_list, joining);
 }

@@ -5,7 +5,8 @@
  *
  *   launcher                        keeper
  *     | fork, twice ----------------> |
- *     | cgroups, taps, private root   |   container.c
+ *     |                               | fork, the VM's cgroups   cgroups.c
+ *     | taps, private root            |   container.c
  *     | user, no capabilities         |
  *     | filter of system calls ------ | -> the notifications of the filter, by SCM_RIGHTS
  *     | exec QEMU                     |
@@ -67,6 +68,8 @@ bool vmg_take_options(int count, char** words, struct vmg_options* options);
 
 /* Prints "vmigrate-launcher: WHAT: the text of errno". Returns 127, the exit status of a failed start. */
 int vmg_complain(const char* what);
+/* Prints also what it was about. Returns false. */
+bool vmg_complain_of(const char* what, const char* object);
 
 /* Moves `fd` above VMG_FD_MAX, close-on-exec. -1 with errno, and `fd` closed, if there is no number. */
 int vmg_move_above(int fd);
@@ -79,8 +82,21 @@ bool vmg_give_logs(const struct vmg_options* options);
 /* Keeps what comes through the pipe of `log`. False: the pipe has ended, and is closed. */
 bool vmg_keep_output(struct vmg_log* log, const struct vmg_options* options);
 
-/* Both are called in the process that becomes QEMU, in this order. False: reported. */
-bool vmg_join_cgroups(const struct vmg_options* options);
+/* The process that becomes QEMU on its way into the VM's cgroups. */
+struct vmg_joining {
+  pid_t program;
+  int program_fd; /* the same process, by pidfd_open(2) */
+  pid_t helper;   /* a child of the keeper; 0: it has ended, or was never there */
+  int helper_fd;  /* can be read when the helper has ended; -1: closed */
+  bool has_failed;
+};
+
+/* Called in the keeper. False: no process, with errno. */
+bool vmg_start_joining(const struct vmg_options* options, struct vmg_joining* joining);
+/* Waits for the helper. False: the program is not in its cgroups, which is reported, and has been killed. */
+bool vmg_has_joined(struct vmg_joining* joining);
+
+/* Called in the process that becomes QEMU. False: reported. */
 bool vmg_enter_container(const struct vmg_container* container);
 
 /* Installs the filter in this process, which has no capabilities any more, and sends its notifications
@@ -89,7 +105,8 @@ bool vmg_enter_container(const struct vmg_container* container);
 bool vmg_send_opens(int channel);
 /* Receives them in the keeper, -1 if there are none. */
 int vmg_receive_opens(int channel);
-/* Answers the call that is there. */
-void vmg_answer_open(int opens, const char* file_list);
+/* Answers the call that is there. What is not for reading alone is opened when the program is in its cgroups.
+ */
+void vmg_answer_open(int opens, const char* file_list, struct vmg_joining* joining);
 
 #endif

@@ -18,6 +18,7 @@ import { createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { VmCgroups } from '../../../../src/agent/contain/cgroups.js';
 import type { VmPlace } from '../../../../src/backends/backend.js';
 import {
   addFile,
@@ -46,10 +47,14 @@ beforeEach(async () => {
 });
 afterEach(() => rm(directory, { recursive: true }));
 
-async function start(command: readonly string[], list: FileList = new Map()): Promise<ChildProcess> {
+async function start(
+  command: readonly string[],
+  list: FileList = new Map(),
+  cgroups: readonly string[] = [],
+): Promise<ChildProcess> {
   await writeFileList(place, list);
   const [program = '', ...args] = command;
-  const container = { uid: UID, cgroups: [], taps: [], hasPostcopy: false, socketDirectories: [] };
+  const container = { uid: UID, cgroups, taps: [], hasPostcopy: false, socketDirectories: [] };
   const { program: launcher, args: words } = launched({ program, args, environment: {} }, place, container);
   return spawn(launcher, words, { stdio: 'ignore', detached: true });
 }
@@ -184,6 +189,35 @@ test('a contained program gets no other rights, and no more of the host, by syst
   } finally {
     execFileSync('ipcrm', ['-m', id]);
   }
+});
+
+describe('a program that is to be in cgroups', () => {
+  test('opens nothing for writing before it is in them', async () => {
+    const cgroups = await VmCgroups.open('launcher-test', directory);
+    const made = await cgroups.make('vm');
+    await writeFile(at('w'), '');
+    try {
+      const script = `exec 5>>${at('w')}; exec cat /proc/self/cgroup`;
+      await once(await start(['/bin/bash', '-c', script], new Map([[at('w'), 'write']]), made), 'exit');
+      await expect.poll(() => stat(at('spooling')).catch(() => null)).toBeNull();
+      const own = (await readFile(place.outputPath, 'utf8')).split('\n').filter((line) => line.endsWith('/vm-vm'));
+      expect(own).toHaveLength(made.length);
+    } finally {
+      await cgroups.remove('vm');
+      await cgroups.close();
+    }
+  });
+
+  test('is killed if it cannot be', async () => {
+    const list: FileList = new Map([[at('w'), 'write']]);
+    await writeFile(at('w'), '');
+    const script = `exec 5>>${at('w')} && echo ran >&5; sleep 60`;
+    const child = await start(['/bin/bash', '-c', script], list, [at('none')]);
+    expect(await once(child, 'exit')).toEqual([null, 'SIGKILL']);
+    await expect.poll(() => stat(at('spooling')).catch(() => null)).toBeNull();
+    expect(await readFile(place.outputPath, 'utf8')).toMatch(/cannot join the cgroup .*none: No such file/);
+    expect(await readFile(at('w'), 'utf8')).toBe('');
+  });
 });
 
 test('a path that a list cannot hold is refused', async () => {
