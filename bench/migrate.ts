@@ -7,11 +7,12 @@ import { EVERYTHING_ALLOWED } from '../src/domain/policy.js';
 import { Cluster, sleep } from '../test/hosts/cluster.js';
 import { qemuTrial, startBaseline } from './lib/baseline.js';
 import { CpuMeter } from './lib/cpu.js';
+import { lostWorkSumMs } from './lib/lost-work.js';
 import { describeMachine, describeRun, type Machine } from './lib/machine.js';
 import { OurSide } from './lib/our-side.js';
 import { type QemuMode, QemuPair } from './lib/qemu-pair.js';
 import { type MoveRow, renderRatios, renderRows, row, type Trial } from './lib/rows.js';
-import { median, round } from './lib/stats.js';
+import { median, round, type Sampled, sampled } from './lib/stats.js';
 
 const GUEST = { memoryMiB: 512, touchMiB: 256, writePercent: 20 };
 const SMALL_MIB = 256;
@@ -30,8 +31,11 @@ export interface MigrateResult {
   readonly machine: Machine;
   readonly rounds: number;
   readonly rows: readonly MoveRow[];
+  /** What a guest loses that is not moved. */
+  readonly unmovedLostWorkMs: Sampled;
   readonly ratios: {
     readonly blackout: number;
+    readonly lostWork: number;
     readonly degraded: number;
     readonly stall: number;
     readonly total: number;
@@ -78,7 +82,11 @@ export async function benchMigrate(options: { isQuick: boolean; log: (line: stri
       'qemu-postcopy': [],
       'qemu-postcopy-preempt': [],
     };
+    const unmoved: number[] = [];
     for (let n = 1; n <= rounds; n++) {
+      await ours.resume();
+      unmoved.push(round(await ours.stay(), 3));
+      await ours.pause();
       for (const name of Object.keys(trials)) {
         let trial: Trial | undefined;
         const flags = OUR_FLAGS[name];
@@ -104,8 +112,9 @@ export async function benchMigrate(options: { isQuick: boolean; log: (line: stri
         }
         if (trial === undefined) throw new Error(`${name} could not be measured`);
         (trials[name] as Trial[]).push(trial);
-        const { blackoutMs, degradedMs, stallMsMax, totalMs } = trial;
-        const times = Object.entries({ blackout: blackoutMs, degraded: degradedMs, stall: stallMsMax, total: totalMs });
+        const { blackoutMs, lostWorkMs, stallMsMax, totalMs } = trial;
+        const lostMs = lostWorkSumMs(lostWorkMs);
+        const times = Object.entries({ blackout: blackoutMs, lost: lostMs, stall: stallMsMax, total: totalMs });
         const figures = times.map(([figure, ms]) => `${figure} ${round(ms)} ms`);
         options.log(`round ${n}/${rounds} ${name}: ${figures.join(', ')}`);
       }
@@ -137,8 +146,10 @@ export async function benchMigrate(options: { isQuick: boolean; log: (line: stri
       machine,
       rounds,
       rows,
+      unmovedLostWorkMs: sampled(unmoved),
       ratios: {
         blackout: ratio((candidate) => candidate.blackoutMs),
+        lostWork: ratio((candidate) => candidate.lostWorkMs.sum),
         degraded: ratio((candidate) => candidate.degradedMs),
         stall: ratio((candidate) => candidate.stallMsMax),
         total: ratio((candidate) => candidate.totalMs),
@@ -156,10 +167,13 @@ export async function benchMigrate(options: { isQuick: boolean; log: (line: stri
 }
 
 export function printMigrate(result: MigrateResult): string {
+  const unmoved = result.unmovedLostWorkMs;
   return [
     describeRun(result.machine, result.rounds),
     '',
     ...renderRows(result.rows),
+    '',
+    `lost work of a guest that is not moved: ${round(unmoved.median, 0)} (${round(unmoved.min, 0)}–${round(unmoved.max, 0)}) ms`,
     ...renderRatios(result.ratios),
     '',
     `finished VM, idle daemon: ${result.finished.daemonRssMiB} MiB RSS, ${result.finished.daemonIdleCpuPercent} % CPU`,

@@ -1,6 +1,7 @@
 /** Runs a guest under stock QEMU and moves it once with QEMU's own migration. */
 import { eventually, sleep } from '../../test/hosts/cluster.js';
-import { other, SETTLE_MS } from './our-side.js';
+import { lostWork } from './lost-work.js';
+import { AFTER_MS, other, SETTLE_MS } from './our-side.js';
 import type { QemuMode, QemuPair, QemuProcess } from './qemu-pair.js';
 import { rateAfter, readWork } from './rate.js';
 import type { Trial } from './rows.js';
@@ -26,7 +27,7 @@ export async function qemuTrial(
   await sleep(SETTLE_MS);
   const before = readWork(at.serialLog);
   const { target, move } = await pair.move(at, other(at.host), mode, moveMsMax);
-  await sleep(SETTLE_MS);
+  await sleep(AFTER_MS);
   const after = readWork(target.serialLog);
   const rate = rateAfter(before, after);
   await target.qmp.execute('stop');
@@ -35,6 +36,12 @@ export async function qemuTrial(
     isAlive: after.length >= WINDOWS_ALIVE_MIN && (after.at(-1)?.bad ?? 0) === 0,
     trial: {
       ...move,
+      lostWorkMs: lostWork({
+        before,
+        source: readWork(at.serialLog).slice(before.length),
+        target: after,
+        blackoutMs: move.blackoutMs,
+      }),
       degradedMs: rate.degradedMs,
       stallMsMax: rate.stallMsMax,
       faultP50Us: Number.NaN,

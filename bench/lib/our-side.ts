@@ -4,11 +4,15 @@ import { type Cluster, sleep } from '../../test/hosts/cluster.js';
 import { Guest, type GuestOptions } from '../../test/hosts/guest.js';
 import type { HostNetwork } from '../../test/hosts/host-network.js';
 import { CpuMeter, SAMPLE_MS } from './cpu.js';
-import { rateAfter, readWork } from './rate.js';
+import { LOST_WORK_AFTER_MS, lostWork, missingWorkMs, usualRate } from './lost-work.js';
+import { LeavingLog, rateAfter, readWork } from './rate.js';
 import type { Trial } from './rows.js';
 
-/** Waiting time before and after a move, which shows the guest's rate before and after. */
+/** Waiting times before and after a move, which show the guest's rate before and after. */
 export const SETTLE_MS = 2500;
+export const AFTER_MS = LOST_WORK_AFTER_MS + 300;
+/** For the noise floor: about as long as a move of this guest takes. */
+const UNMOVED_MS = 700;
 
 export const other = (host: string): string => (host === 'A' ? 'B' : 'A');
 
@@ -44,8 +48,8 @@ export class OurSide {
     const source = this.host;
     const target = other(source);
     await sleep(SETTLE_MS);
-    const serialLog = (await this.view(source)).serialLog as string;
-    const before = readWork(serialLog);
+    const log = new LeavingLog((await this.view(source)).serialLog as string);
+    const before = log.work();
     const meters = [source, target].map((host) => new CpuMeter(() => this.processes(host)));
     const sampling = setInterval(() => meters.forEach((meter) => meter.sample()), this.sampleMs);
     const report = await this.cluster.json<MigrationReport>(
@@ -59,11 +63,15 @@ export class OurSide {
     clearInterval(sampling);
     const cpuS = meters.map((meter) => meter.seconds());
     this.host = target;
-    await sleep(SETTLE_MS);
-    const rate = rateAfter(before, readWork((await this.view(target)).serialLog as string));
+    await sleep(AFTER_MS);
+    const after = readWork((await this.view(target)).serialLog as string);
+    const rate = rateAfter(before, after);
+    const atSource = log.work().slice(before.length);
+    log.close();
     const { demand, prefetch, deviceState } = report.bytes;
     const trial: Trial = {
       blackoutMs: report.blackoutByEventsMs,
+      lostWorkMs: lostWork({ before, source: atSource, target: after, blackoutMs: report.blackoutByEventsMs }),
       degradedMs: rate.degradedMs,
       stallMsMax: rate.stallMsMax,
       faultP50Us: report.faults.p50Us,
@@ -75,6 +83,16 @@ export class OurSide {
       targetCpuS: cpuS[1] ?? 0,
     };
     return { trial, report };
+  }
+
+  /** Returns how much work the guest loses, in milliseconds, in the time of a move in which it is not moved. */
+  async stay(): Promise<number> {
+    await sleep(SETTLE_MS);
+    const serialLog = (await this.view(this.host)).serialLog as string;
+    const before = readWork(serialLog);
+    await sleep(UNMOVED_MS + AFTER_MS);
+    const after = readWork(serialLog).slice(before.length);
+    return missingWorkMs(after, usualRate(before), UNMOVED_MS + LOST_WORK_AFTER_MS);
   }
 
   /**

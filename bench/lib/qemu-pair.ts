@@ -130,8 +130,8 @@ export class QemuPair {
   }
 
   /**
-   * Moves `source` to `host`. It resolves when QEMU reports `completed`. The total includes the start of the target's
-   * QEMU, as it does for vmigrate.
+   * Moves `source` to `host`, and ends the source when it reports `completed`. The total includes the start of the
+   * target's QEMU and the end of the source's, as it does for vmigrate.
    */
   async move(
     source: QemuProcess,
@@ -172,6 +172,8 @@ export class QemuPair {
       if (answer.status === 'failed') throw new Error(`QEMU's own migration failed: ${JSON.stringify(answer)}`);
       return answer.status === 'completed' ? answer : undefined;
     });
+    const sourceCpuS = meters[0]?.seconds() ?? 0;
+    await this.end(source);
     const totalMs = performance.now() - startedAt;
     const [stop, resume] = await Promise.all([stopped, resumed]);
     await sleep(100);
@@ -183,10 +185,9 @@ export class QemuPair {
       totalMs,
       bytes: status.ram?.transferred ?? 0,
       requestMeanUs: requests > 0 ? (blockMs * 1000) / requests : Number.NaN,
-      sourceCpuS: meters[0]?.seconds() ?? 0,
+      sourceCpuS,
       targetCpuS: meters[1]?.seconds() ?? 0,
     };
-    await this.end(source);
     return { target, move };
   }
 }

@@ -1,12 +1,32 @@
-import { readFileSync } from 'node:fs';
+import { closeSync, openSync, readFileSync } from 'node:fs';
 import { parseWork, type WorkWindow } from '../../test/hosts/guest.js';
-import { median } from './stats.js';
+import { usualRate } from './lost-work.js';
 
 export function readWork(serialLog: string): WorkWindow[] {
   try {
     return parseWork(readFileSync(serialLog, 'utf8'));
   } catch {
     return [];
+  }
+}
+
+/** The serial log of a guest that is about to leave: its file can be read on when nobody names it any more. */
+export class LeavingLog {
+  readonly #file: number;
+  readonly #path: string;
+
+  constructor(path: string) {
+    this.#file = openSync(path, 'r');
+    this.#path = `/proc/self/fd/${this.#file}`;
+  }
+
+  /** The windows so far. */
+  work(): WorkWindow[] {
+    return readWork(this.#path);
+  }
+
+  close(): void {
+    closeSync(this.#file);
   }
 }
 
@@ -22,7 +42,7 @@ export interface RateAfter {
  * the blackout.
  */
 export function rateAfter(before: readonly WorkWindow[], after: readonly WorkWindow[]): RateAfter {
-  const base = median(before.slice(-15).map((window) => window.ops / window.windowMs));
+  const base = usualRate(before);
   let degradedMs = 0;
   let isRecovered = false;
   for (let n = 0; n + 3 <= after.length; n++) {

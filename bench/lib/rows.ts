@@ -1,8 +1,10 @@
 /** The figures of one move, and the table row that sums up all moves of one kind. */
+import { type LostWork, lostWorkSumMs } from './lost-work.js';
 import { round, type Sampled, sampled } from './stats.js';
 
 export interface Trial {
   readonly blackoutMs: number;
+  readonly lostWorkMs: LostWork;
   readonly degradedMs: number;
   readonly stallMsMax: number;
   readonly faultP50Us: number;
@@ -17,6 +19,8 @@ export interface Trial {
 export interface MoveRow {
   readonly name: string;
   readonly blackoutMs: number;
+  /** Medians, each of its own. */
+  readonly lostWorkMs: LostWork & { readonly sum: number };
   readonly degradedMs: number;
   readonly stallMsMax: number;
   readonly faultP50Us: number | null;
@@ -38,6 +42,9 @@ export function row(name: string, trials: readonly Trial[], badPages: number, gu
   const orNull = (sample: Sampled) => (Number.isNaN(sample.median) ? null : round(sample.median, 1));
   const spread = {
     blackoutMs: of((trial) => trial.blackoutMs),
+    lostWorkMs: of((trial) => lostWorkSumMs(trial.lostWorkMs)),
+    lostWorkBeforeMs: of((trial) => trial.lostWorkMs.before),
+    lostWorkAfterMs: of((trial) => trial.lostWorkMs.after),
     degradedMs: of((trial) => trial.degradedMs),
     stallMsMax: of((trial) => trial.stallMsMax),
     faultP50Us: of((trial) => trial.faultP50Us),
@@ -51,6 +58,12 @@ export function row(name: string, trials: readonly Trial[], badPages: number, gu
   return {
     name,
     blackoutMs: round(spread.blackoutMs.median),
+    lostWorkMs: {
+      before: round(spread.lostWorkBeforeMs.median),
+      blackout: round(spread.blackoutMs.median),
+      after: round(spread.lostWorkAfterMs.median),
+      sum: round(spread.lostWorkMs.median),
+    },
     degradedMs: round(spread.degradedMs.median),
     stallMsMax: round(spread.stallMsMax.median),
     faultP50Us: orNull(spread.faultP50Us),
@@ -69,6 +82,7 @@ export function row(name: string, trials: readonly Trial[], badPages: number, gu
 const COLUMNS = [
   'row',
   'blackout ms',
+  'lost work ms: before + blackout + after',
   'degraded ms',
   'longest stall ms',
   'fault p50 / p99 µs',
@@ -92,6 +106,7 @@ export function renderRows(rows: readonly MoveRow[]): string[] {
   for (const {
     name,
     spread,
+    lostWorkMs,
     badPages,
     guestsLost,
     faultP50Us,
@@ -103,7 +118,10 @@ export function renderRows(rows: readonly MoveRow[]): string[] {
   } of rows) {
     const faults =
       faultP50Us === null ? (requestMeanUs === null ? '–' : `mean ${requestMeanUs}`) : `${faultP50Us} / ${faultP99Us}`;
-    const times = [span(spread.blackoutMs), span(spread.degradedMs, 0), span(spread.stallMsMax)];
+    const { before, blackout, after } = lostWorkMs;
+    const parts = [before, blackout, after].map((part) => round(part, 0)).join(' + ');
+    const lostWork = `${span(spread.lostWorkMs, 0)}: ${parts}`;
+    const times = [span(spread.blackoutMs), lostWork, span(spread.degradedMs, 0), span(spread.stallMsMax)];
     const mib = round(bytes / (1 << 20), 0);
     const totals = [span(spread.totalMs, 0), mib, sourceCpuS, targetCpuS, badPages, guestsLost];
     lines.push(tableRow([name, ...times, faults, ...totals]));
