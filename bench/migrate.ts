@@ -11,7 +11,7 @@ import { lostWorkSumMs } from './lib/lost-work.js';
 import { describeMachine, describeRun, type Machine } from './lib/machine.js';
 import { OurSide } from './lib/our-side.js';
 import { type QemuMode, QemuPair } from './lib/qemu-pair.js';
-import { type MoveRow, renderRatios, renderRows, row, type Trial } from './lib/rows.js';
+import { type MoveRow, renderRatios, renderRows, row, span, type Trial } from './lib/rows.js';
 import { median, round, type Sampled, sampled } from './lib/stats.js';
 
 const GUEST = { memoryMiB: 512, touchMiB: 256, writePercent: 20 };
@@ -167,13 +167,12 @@ export async function benchMigrate(options: { isQuick: boolean; log: (line: stri
 }
 
 export function printMigrate(result: MigrateResult): string {
-  const unmoved = result.unmovedLostWorkMs;
   return [
     describeRun(result.machine, result.rounds),
     '',
     ...renderRows(result.rows),
     '',
-    `lost work of a guest that is not moved: ${round(unmoved.median, 0)} (${round(unmoved.min, 0)}–${round(unmoved.max, 0)}) ms`,
+    `lost work of a guest that is not moved, in ms: ${span(result.unmovedLostWorkMs, 0)}`,
     ...renderRatios(result.ratios),
     '',
     `finished VM, idle daemon: ${result.finished.daemonRssMiB} MiB RSS, ${result.finished.daemonIdleCpuPercent} % CPU`,

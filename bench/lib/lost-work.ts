@@ -1,7 +1,7 @@
 /**
  * Lost work: how much of a guest's work a move has cost, as the time in which the guest does that work at its usual
  * rate. It is the blackout, and for each of the guest's windows outside of it (1 - rate / usual rate) × window, but not
- * less than 0. It counts from the request until 3 s after the resume. A guest that is not moved loses work, too, because
+ * less than 0. It counts from the request until 3 s after the resume. A guest that is not moved loses work, too, for
  * its rate varies: that sum is the noise floor of the measure.
  */
 import type { WorkWindow } from '../../test/hosts/guest.js';

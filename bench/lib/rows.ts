@@ -96,13 +96,15 @@ const COLUMNS = [
 
 const tableRow = (cells: readonly (string | number)[]): string => `| ${cells.join(' | ')} |`;
 
+/** Median and spread. */
+export function span(sample: Sampled | undefined, digits = 1): string {
+  if (sample === undefined) return '';
+  return `${round(sample.median, digits)} (${round(sample.min, digits)}–${round(sample.max, digits)})`;
+}
+
 /** Returns the lines of a Markdown table. */
 export function renderRows(rows: readonly MoveRow[]): string[] {
   const lines = [tableRow(COLUMNS), tableRow(COLUMNS.map(() => '---'))];
-  const span = (sample: Sampled | undefined, digits = 1) =>
-    sample === undefined
-      ? ''
-      : `${round(sample.median, digits)} (${round(sample.min, digits)}–${round(sample.max, digits)})`;
   for (const {
     name,
     spread,

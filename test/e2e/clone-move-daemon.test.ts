@@ -60,8 +60,9 @@ it('vmigrate moves one, by tcp of its own accord, and refuses what cannot be', a
   );
   await monitor.executeUntyped('ringbuf-write', { device: 'chr-exit', data: '7\n' });
   monitor.close();
-  const moved = await cluster.json<MigrationReport>('A', 'vmigrate', 'c-0', 'B', '--postcopy');
+  const moved = await cluster.json<MigrationReport>('A', 'vmigrate', 'c-0', 'B', '--postcopy', '--verify-memory');
   expect(moved).toMatchObject({ vm: 'c-0', source: 'A', target: 'B', transport: 'tcp', mode: 'postcopy' });
+  expect(moved.verified).toMatchObject({ isComplete: true, pages: (128 << 20) / 4096 });
   expect(moved.bytes.demand + moved.bytes.prefetch + moved.bytes.zeroSkipped).toBe(128 << 20);
   await expectSound('B', guest);
   // The clone answers at its own address, with the NIC that it got on A.
@@ -83,13 +84,13 @@ it('a source whose daemon is killed after the commit goes on when there is a nex
   await cluster.stopDaemon('A');
   await cluster.startDaemon('A', { VMIGRATE_FAULT: 'before:drain=crash' });
   const { stdout } = await cluster.must(
-    cluster.vmigrate('A', 'c-1', 'B', '--postcopy', '--bandwidth', '16', '--detach', '--json'),
+    cluster.vmigrate('A', 'c-1', 'B', '--verify-memory', '--bandwidth', '16', '--detach', '--json'),
   );
   const { id } = JSON.parse(stdout) as MigrationJobView;
   await eventually('the daemon dies', 60_000, () => (cluster.isDaemonRunning('A') ? undefined : true));
   await cluster.startDaemon('A');
   const job = await cluster.json<MigrationJobView>('A', 'vmctl', 'job', id, '--follow');
-  expect(job).toMatchObject({ state: 'done', isCommitted: true });
+  expect(job).toMatchObject({ state: 'done', isCommitted: true, report: { verified: { isComplete: true } } });
   await expectSound('B', guest);
 });
 

@@ -42,6 +42,7 @@ async function startSlowly({ guest, source, target }: Move, mibPerS = SLOW_MIB_S
     mode: 'postcopy',
     transport: transport as MigrationBody['transport'],
     bandwidthBytesPerS: mibPerS * 2 ** 20,
+    verifyMemory: true,
   };
   const { id } = await cluster.api(source).post<MigrationJobView>('/v1/migrations', order);
   return eventually('the drain is under way', DONE_MS, async () => {
@@ -65,7 +66,15 @@ async function finish({ source }: Move, { id }: MigrationJobView): Promise<Migra
 
 const moves: Record<string, (move: Move) => Promise<MigrationReport>> = {
   plain: ({ guest, source, target }) =>
-    cluster.json<MigrationReport>(source, 'vmigrate', guest.name, target, '--postcopy', `--${transport}`),
+    cluster.json<MigrationReport>(
+      source,
+      'vmigrate',
+      guest.name,
+      target,
+      '--postcopy',
+      `--${transport}`,
+      '--verify-memory',
+    ),
 
   sourceDaemonKilled: async (move) => {
     const job = await startSlowly(move);
