@@ -16,6 +16,7 @@ export interface QemuUsers {
 
 const END_MS_MAX = 10_000;
 const POLL_MS = 10;
+const GONE: readonly string[] = ['ENOENT', 'ESRCH'];
 
 /** Returns which of these users have processes on this host. */
 export function usersWithProcesses({ from, count }: QemuUsers): ReadonlySet<number> {
@@ -55,13 +56,20 @@ function isIn(mountNamespace: string, pid: number): boolean {
     return readdirSync(`/proc/${pid}/task`).some((thread) => {
       try {
         return readlinkSync(`/proc/${pid}/task/${thread}/ns/mnt`) === mountNamespace;
-      } catch {
+      } catch (error) {
+        throwUnlessGone(error);
         return false;
       }
     });
-  } catch {
+  } catch (error) {
+    throwUnlessGone(error);
     return false;
   }
+}
+
+/** That there are no descriptors left, for example, does not say that a process has ended. */
+function throwUnlessGone(error: unknown): void {
+  if (!GONE.includes((error as NodeJS.ErrnoException).code ?? '')) throw error;
 }
 
 function processes(isOf: (uid: number) => boolean): { pid: number; uid: number }[] {
@@ -71,8 +79,8 @@ function processes(isOf: (uid: number) => boolean): { pid: number; uid: number }
     try {
       const { uid } = statSync(`/proc/${name}`);
       if (isOf(uid) && !hasEnded(readFileSync(`/proc/${name}/stat`, 'utf8'))) found.push({ pid: Number(name), uid });
-    } catch {
-      // It has ended meanwhile.
+    } catch (error) {
+      throwUnlessGone(error);
     }
   }
   return found;
