@@ -277,11 +277,11 @@ Result<transport::RemoteKey> remote_key(const std::string& hex) {
 
 Result<std::vector<pager::SourceRegionKeys>> region_keys(const Napi::Object& source) {
   struct HexKeys {
-    std::string ram, data_map, presence;
+    std::string ram, data_map, presence, dirty_map;
   };
   const auto hex_keys = each(source, "keys", [](const Napi::Object& pair) {
-    return HexKeys{text(pair, "ram"), text(pair, "dataMap"),
-                   pair.Get("presence").IsString() ? text(pair, "presence") : ""};
+    const auto optional = [&](const char* name) { return pair.Get(name).IsString() ? text(pair, name) : ""; };
+    return HexKeys{text(pair, "ram"), text(pair, "dataMap"), optional("presence"), optional("dirtyMap")};
   });
   std::vector<pager::SourceRegionKeys> keys;
   for (const HexKeys& pair : hex_keys) {
@@ -290,10 +290,14 @@ Result<std::vector<pager::SourceRegionKeys>> region_keys(const Napi::Object& sou
     const auto data_map = remote_key(pair.data_map);
     if (!data_map) return data_map.error();
     keys.push_back({ram.value(), data_map.value()});
-    if (pair.presence.empty()) continue;
-    const auto presence = remote_key(pair.presence);
-    if (!presence) return presence.error();
-    keys.back().presence = presence.value();
+    const std::pair<const std::string&, transport::RemoteKey&> optional[] = {
+        {pair.presence, keys.back().presence}, {pair.dirty_map, keys.back().dirty_map}};
+    for (const auto& [hex, key] : optional) {
+      if (hex.empty()) continue;
+      const auto parsed = remote_key(hex);
+      if (!parsed) return parsed.error();
+      key = parsed.value();
+    }
   }
   return keys;
 }

@@ -72,11 +72,16 @@ struct ImageFetchHolder;
 /// Lets tasks use a session that its handle owns. `end` waits for one that does.
 class SourceUse {
  public:
-  explicit SourceUse(const pager::SourceSession& session) : session_(&session) {}
+  explicit SourceUse(pager::SourceSession& session) : session_(&session) {}
   Result<std::vector<std::byte>> digest_chunks(const memory::ChunkRequest& request) {
     const std::lock_guard lock(mutex_);
     if (session_ == nullptr) return kClosedHandle;
     return session_->digest_chunks(request);
+  }
+  Result<pager::DirtyMaps::Round> note_dirty(bool is_last) {
+    const std::lock_guard lock(mutex_);
+    if (session_ == nullptr) return kClosedHandle;
+    return session_->note_dirty(is_last);
   }
   void end() {
     const std::lock_guard lock(mutex_);
@@ -85,14 +90,14 @@ class SourceUse {
 
  private:
   std::mutex mutex_;
-  const pager::SourceSession* session_;
+  pager::SourceSession* session_;
 };
 
 /// Ends the use when the owner ends.
 class OwnedSourceUse {
  public:
   OwnedSourceUse() = default;
-  explicit OwnedSourceUse(const pager::SourceSession& session) : use_(std::make_shared<SourceUse>(session)) {}
+  explicit OwnedSourceUse(pager::SourceSession& session) : use_(std::make_shared<SourceUse>(session)) {}
   OwnedSourceUse(OwnedSourceUse&&) = default;
   OwnedSourceUse& operator=(OwnedSourceUse&& other) {
     end();
@@ -112,7 +117,7 @@ class OwnedSourceUse {
 
 struct SourceSessionState {
   std::shared_ptr<transport::Listener> listener;  ///< outlives `session`: declared first
-  /// As `listener`; the clone whose process is read, or nullptr.
+  /// As `listener`; the clone whose process is read, the VM whose writes are tracked, or nullptr.
   std::shared_ptr<pager::PreloadListener> clone;
   /// As `listener`; the capture whose image is served, or nullptr, and its readers.
   std::shared_ptr<ImageHolder> image;
@@ -134,6 +139,7 @@ class SourceSessionWrap final : public Wrap<SourceSessionWrap, SourceSessionStat
  private:
   Napi::Value keys(const Napi::CallbackInfo& info);
   void scan(const Napi::CallbackInfo& info);
+  Napi::Value note_dirty(const Napi::CallbackInfo& info);
   Napi::Value digest_chunks(const Napi::CallbackInfo& info);
   Napi::Value snapshot(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
@@ -161,6 +167,8 @@ class TargetSessionWrap final : public Wrap<TargetSessionWrap, TargetSessionStat
 
  private:
   Napi::Value connect(const Napi::CallbackInfo& info);
+  void fetch_ahead(const Napi::CallbackInfo& info);
+  Napi::Value take_back(const Napi::CallbackInfo& info);
   void start(const Napi::CallbackInfo& info);
   void serve_demand(const Napi::CallbackInfo& info);
   Napi::Value snapshot(const Napi::CallbackInfo& info);

@@ -36,6 +36,7 @@ Napi::FunctionReference SourceSessionWrap::define(Napi::Env env) {
   return Napi::Persistent(DefineClass(
       env, "SourceSession",
       {InstanceMethod<&SourceSessionWrap::keys>("keys"), InstanceMethod<&SourceSessionWrap::scan>("scan"),
+       InstanceMethod<&SourceSessionWrap::note_dirty>("noteDirty"),
        InstanceMethod<&SourceSessionWrap::digest_chunks>("digestChunks"),
        InstanceMethod<&SourceSessionWrap::snapshot>("snapshot"),
        InstanceMethod<&SourceSessionWrap::close>("close")}));
@@ -65,9 +66,13 @@ Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
   return Task::start(
       env,
       [state, parsed = parsed.value(), regions = std::move(regions), clone]() mutable -> Status {
-        if (state->clone) clone->memory = state->clone->memory();
-        auto session =
-            pager::SourceSession::open(*state->listener, parsed, regions, clone ? &*clone : nullptr);
+        // Of a clone, or of a VM whose writes are tracked.
+        const pager::VmMemory* memory = state->clone ? state->clone->memory() : nullptr;
+        if (state->clone && memory == nullptr)
+          return Error{ErrorCode::kClosed, 0, "the VM's memory is not complete"};
+        if (clone) clone->memory = memory;
+        auto session = pager::SourceSession::open(*state->listener, parsed, regions,
+                                                  clone ? &*clone : nullptr, clone ? nullptr : memory);
         if (!session) return session.error();
         state->session = std::move(session).value();
         state->use = OwnedSourceUse(*state->session);
@@ -90,6 +95,7 @@ Napi::Value SourceSessionWrap::keys(const Napi::CallbackInfo& info) {
     pair.Set("ram", to_hex(keys.ram));
     pair.Set("dataMap", to_hex(keys.data_map));
     if (keys.presence.length_bytes != 0) pair.Set("presence", to_hex(keys.presence));
+    if (keys.dirty_map.length_bytes != 0) pair.Set("dirtyMap", to_hex(keys.dirty_map));
     array.Set(count++, pair);
   }
   return array;
@@ -98,6 +104,26 @@ Napi::Value SourceSessionWrap::keys(const Napi::CallbackInfo& info) {
 void SourceSessionWrap::scan(const Napi::CallbackInfo& info) {
   if (!state_.session) return throw_error(info.Env(), kClosedHandle);
   if (const Status status = state_.session->scan(); !status) throw_error(info.Env(), status.error());
+}
+
+Napi::Value SourceSessionWrap::note_dirty(const Napi::CallbackInfo& info) {
+  if (!state_.session) return Task::rejected(info.Env(), kClosedHandle);
+  const auto round = std::make_shared<pager::DirtyMaps::Round>();
+  return Task::start(
+      info.Env(),
+      [use = state_.use.get(), is_last = info[0].As<Napi::Boolean>().Value(), round]() -> Status {
+        const auto noted = use->note_dirty(is_last);
+        if (!noted) return noted.error();
+        *round = noted.value();
+        return ok();
+      },
+      {},
+      [round](Napi::Env env) -> Napi::Value {
+        Napi::Object object = Napi::Object::New(env);
+        object.Set("round", round->number);
+        object.Set("dirtyPages", static_cast<double>(round->page_count));
+        return object;
+      });
 }
 
 Napi::Value SourceSessionWrap::digest_chunks(const Napi::CallbackInfo& info) {

@@ -16,6 +16,8 @@ const char* state_name(pager::TargetState state) {
   switch (state) {
     case pager::TargetState::kIdle:
       return "idle";
+    case pager::TargetState::kAhead:
+      return "ahead";
     case pager::TargetState::kFilling:
       return "filling";
     case pager::TargetState::kDisconnected:
@@ -35,6 +37,8 @@ const char* state_name(pager::TargetState state) {
 Napi::FunctionReference TargetSessionWrap::define(Napi::Env env) {
   return Napi::Persistent(DefineClass(env, "TargetSession",
                                       {InstanceMethod<&TargetSessionWrap::connect>("connect"),
+                                       InstanceMethod<&TargetSessionWrap::fetch_ahead>("fetchAhead"),
+                                       InstanceMethod<&TargetSessionWrap::take_back>("takeBack"),
                                        InstanceMethod<&TargetSessionWrap::start>("start"),
                                        InstanceMethod<&TargetSessionWrap::serve_demand>("serveDemand"),
                                        InstanceMethod<&TargetSessionWrap::snapshot>("snapshot"),
@@ -70,6 +74,7 @@ Napi::Value TargetSessionWrap::open(const Napi::CallbackInfo& info) {
     settings.tag_key = key.value();
     settings.tag_paths = texts(tags, "paths");
   }
+  settings.has_fetched_ahead = optional_flag(options, "hasFetchedAhead");
   auto session = pager::TargetSession::open(*memory, regions, settings, flag(options, "isResume"),
                                             [edge] { edge->fire(); });
   if (!session) {
@@ -100,6 +105,31 @@ Napi::Value TargetSessionWrap::connect(const Napi::CallbackInfo& info) {
       [this] {
         is_connecting_ = false;
         Unref();
+      });
+}
+
+void TargetSessionWrap::fetch_ahead(const Napi::CallbackInfo& info) {
+  if (!state_.core) return throw_error(info.Env(), kClosedHandle);
+  if (const Status status = state_.core->session->fetch_ahead(); !status)
+    throw_error(info.Env(), status.error());
+}
+
+Napi::Value TargetSessionWrap::take_back(const Napi::CallbackInfo& info) {
+  if (!state_.core) return Task::rejected(info.Env(), kClosedHandle);
+  const auto taken = std::make_shared<uint64_t>(0);
+  return Task::start(
+      info.Env(),
+      [core = state_.core, round = info[0].As<Napi::Number>().Uint32Value(), taken]() -> Status {
+        const auto pages = core->session->take_back(round);
+        if (!pages) return pages.error();
+        *taken = pages.value();
+        return ok();
+      },
+      {},
+      [taken](Napi::Env env) -> Napi::Value {
+        Napi::Object object = Napi::Object::New(env);
+        object.Set("pages", static_cast<double>(*taken));
+        return object;
       });
 }
 

@@ -3,11 +3,22 @@
 #include <poll.h>
 
 #include <algorithm>
+#include <utility>
+
+#include "fetch/dirty_map_reader.hpp"
 
 namespace vmigrate::pager {
+namespace {
+
+constexpr int kAheadNice = 5;
+/// The VM may have stopped, and waits.
+constexpr std::chrono::milliseconds kTakeBackTimeout{2000};
+
+}  // namespace
+
 BulkThread::BulkThread(FetchCore& core, PageSink& sink)
     : core_(core),
-      sink_(sink),
+      sink_(&sink),
       fetches_(core.fill(), core.counters.prefetch_bytes, kBulkFetchesMax),
       maps_(core),
       prefetch_(core, maps_, rate_) {}
@@ -17,21 +28,58 @@ void BulkThread::run() {
   // Measured on two loaded cores, 256 MiB under random faults: +5 takes twice as long as -5, with no shorter
   // waits.
   set_up_thread("vmg-bulk", -5);
+  work_until_done();
+  link_ = Link{};
+  note_cpu_time();
+  // R8 pairs with A8 in DemandThread::run: every ioctl of this thread before the ranges are unregistered.
+  core_.bulk_ended.store(true, std::memory_order_release);
+  core_.wake_demand();
+}
+
+void BulkThread::run_ahead(PageSink& sink) {
+  // The VM runs, here and there: what is pushed must not take its processors.
+  set_up_thread("vmg-ahead", kAheadNice);
+  PageSink* const usual = std::exchange(sink_, &sink);
+  is_ahead_ = true;
+  work_until_done();
+  is_ahead_ = false;
+  sink_ = usual;
+  // Nothing may be written into the pages any more if somebody ends the session now.
+  if (!core_.fill().all_done()) {
+    link_ = Link{};
+    link_dropped_ = true;
+  }
+  core_.counters.push_bytes.fetch_add(core_.counters.prefetch_bytes.exchange(0, std::memory_order_relaxed),
+                                      std::memory_order_relaxed);
+  note_cpu_time();
+  cpu_ns_before_ += thread_cpu_ns();
+}
+
+Result<uint64_t> BulkThread::take_back(uint32_t round) {
+  if (fetches_.used_count() != 0 || !link_.endpoint)
+    return Error{ErrorCode::kInvalidArgument, 0, "pages are taken back before they were fetched"};
+  const auto taken = take_back_written(core_, link_, round, kTakeBackTimeout);
+  // The sweep begins again.
+  core_.note_unclaimed();
+  return taken;
+}
+
+void BulkThread::work_until_done() {
   // A page whose CONTINUE was deferred is present but may have waiters, so this thread stays until it is
   // done.
-  while (!core_.owner().must_end() && !(core_.fill().all_done() && !sink_.has_deferred())) {
+  while (!core_.owner().must_end() && !(core_.fill().all_done() && !sink_->has_deferred())) {
+    if (is_ahead_ && core_.is_lost()) return;
     bool worked = take_new_link();
-    worked |= sink_.has_deferred() && sink_.retry();
+    worked |= sink_->has_deferred() && sink_->retry();
     worked |= poll_completions();
     const uint64_t at_ns = now_ns();
     worked |= fetch(at_ns);
     if (!worked) sleep(at_ns);
   }
-  link_ = Link{};
-  core_.counters.bulk_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
-  // R8 pairs with A8 in DemandThread::run: every ioctl of this thread before the ranges are unregistered.
-  core_.bulk_ended.store(true, std::memory_order_release);
-  core_.wake_demand();
+}
+
+void BulkThread::note_cpu_time() const {
+  core_.counters.bulk_cpu_ns.store(cpu_ns_before_ + thread_cpu_ns(), std::memory_order_relaxed);
 }
 
 bool BulkThread::connected() const {
@@ -75,7 +123,7 @@ bool BulkThread::poll_completions() {
   // Runs that a vCPU waits for go first.
   const auto wanted = [this](size_t slot) {
     const Fetch& fetch = fetches_.get(slot);
-    return sink_.is_awaited(fetch.region_index, fetch.run);
+    return sink_->is_awaited(fetch.region_index, fetch.run);
   };
   if (finished_count > 1) {
     std::stable_partition(finished.begin(), finished.begin() + static_cast<std::ptrdiff_t>(finished_count),
@@ -87,7 +135,7 @@ bool BulkThread::poll_completions() {
   for (size_t i = 0; i < finished_count; ++i) {
     const Fetch fetch = fetches_.get(finished[i]);
     fetches_.release(finished[i]);
-    sink_.publish(fetch.region_index, fetch.run);
+    sink_->publish(fetch.region_index, fetch.run);
   }
   if (lost) drop_connection();
   return count != 0 || lost;
@@ -108,7 +156,7 @@ bool BulkThread::fetch(uint64_t at_ns) {
     worked = maps_.due_ns() == UINT64_MAX;
   }
   while (may_sweep(at_ns) && fetches_.free_count() != 0 && !fetches_.has_unposted() &&
-         sink_.has_room(fetches_.used_count() + 1) &&
+         sink_->has_room(fetches_.used_count() + 1) &&
          fetches_.bytes() < prefetch_.in_flight_bytes_max(at_ns) && at_ns >= core_.bandwidth.due_ns()) {
     const auto claimed = prefetch_.claim_next(at_ns);
     if (!claimed) break;
@@ -129,7 +177,7 @@ bool BulkThread::fetch(uint64_t at_ns) {
 /// completion. `at_ns` is the time at which nothing was due: if a limit has passed since, the sleep must end
 /// at once.
 void BulkThread::sleep(uint64_t at_ns) {
-  core_.counters.bulk_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
+  note_cpu_time();
   uint64_t due_ns = UINT64_MAX;
   std::array<pollfd, 2> watched{{{.fd = core_.bulk_wake.fd(), .events = POLLIN, .revents = 0}, {}}};
   nfds_t watched_count = 1;
@@ -143,7 +191,7 @@ void BulkThread::sleep(uint64_t at_ns) {
       due_ns = std::min(due_ns, held_until_ns);
   }
   // connect() signals a new connection.
-  if (sink_.has_deferred() || (connected() && fetches_.has_unposted()))
+  if (sink_->has_deferred() || (connected() && fetches_.has_unposted()))
     due_ns = std::min(due_ns, at_ns + kRetryMs * 1'000'000u);
   timespec timeout{};
   if (due_ns != UINT64_MAX) {

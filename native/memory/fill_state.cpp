@@ -71,6 +71,14 @@ void FillState::add_zero(uint64_t page_count) {
   add_done(page_count);
 }
 
+uint64_t FillState::take_back(uint32_t region_index, PageRun run) {
+  const auto [present_pages, zero_pages] = regions_[region_index].presence->take_back(run);
+  pages_present_.fetch_sub(present_pages, std::memory_order_relaxed);
+  pages_zero_.fetch_sub(zero_pages, std::memory_order_relaxed);
+  pages_done_.fetch_sub(present_pages + zero_pages, std::memory_order_relaxed);
+  return present_pages + zero_pages;
+}
+
 bool FillState::all_done() const {
   // A6 pairs with R6 in add_done.
   return pages_done_.load(std::memory_order_acquire) == page_count_;

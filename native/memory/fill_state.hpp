@@ -29,7 +29,7 @@ struct FilledRegion {
 class FillState {
  public:
   /// Opens the region files and creates their presence maps; with `resume` it takes the maps of an earlier
-  /// process over. `on_done` is called once, by the thread that adds the last page; it must not block.
+  /// process over. `on_done` is called by the thread that adds the last page; it must not block.
   static Result<std::unique_ptr<FillState>> open(std::span<const TargetRegionConfig> configs, bool resume,
                                                  std::function<void()> on_done);
 
@@ -42,6 +42,9 @@ class FillState {
   /// Call it when pages have just become present or zero.
   void add_present(uint64_t page_count);
   void add_zero(uint64_t page_count);
+  /// Makes pages absent that were written at the source after they had been fetched. The rules are those of
+  /// PresenceMap::take_back. Returns how many were not absent.
+  uint64_t take_back(uint32_t region_index, PageRun run);
   /// Every page is present or zero.
   bool all_done() const;
   uint64_t pages_present() const { return pages_present_.load(std::memory_order_relaxed); }

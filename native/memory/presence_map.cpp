@@ -166,6 +166,19 @@ void PresenceMap::unclaim(PageRun run) {
   }
 }
 
+PresenceMap::TakenBack PresenceMap::take_back(PageRun run) {
+  VMG_CHECK(vmigrate::raw(run.first) <= page_count_ && run.count <= page_count_ - vmigrate::raw(run.first));
+  TakenBack taken;
+  for (uint64_t page = vmigrate::raw(run.first); page < vmigrate::raw(run.first) + run.count; ++page) {
+    // Relaxed: nobody else uses the map.
+    const uint8_t before = states_[page].exchange(raw(PageState::kAbsent), std::memory_order_relaxed);
+    VMG_CHECK(before != raw(PageState::kClaimed));
+    if (before == raw(PageState::kPresent)) ++taken.present_pages;
+    if (before == raw(PageState::kZero)) ++taken.zero_pages;
+  }
+  return taken;
+}
+
 PageIndex PresenceMap::next_absent(PageIndex from) const {
   uint64_t page = vmigrate::raw(from);
   // Relaxed: only a hint where to try a claim.

@@ -14,8 +14,9 @@ namespace vmigrate::memory {
 
 using wire::PageState;
 
-/// All allowed changes of a page's state (docs/PAGE_STATES.md). kClaimed -> kAbsent is allowed only for a
-/// claim whose fetch ended without bytes: by unclaim, and by reopen after the claiming process died.
+/// All allowed changes of a page's state (docs/PAGE_STATES.md) but that of take_back, which comes before any
+/// VM may see the pages. kClaimed -> kAbsent is allowed only for a claim whose fetch ended without bytes: by
+/// unclaim, and by reopen after the claiming process died.
 constexpr bool transition_allowed(PageState from, PageState to) {
   switch (from) {
     case PageState::kAbsent:
@@ -67,6 +68,13 @@ class PresenceMap {
   /// kClaimed -> kAbsent, only for a claim whose fetch is known to have ended without bytes (the session was
   /// torn down before commit).
   void unclaim(PageRun run);
+  struct TakenBack {
+    uint64_t present_pages = 0;
+    uint64_t zero_pages = 0;
+  };
+  /// kPresent, kZero -> kAbsent, for pages that were written at the source after they had been fetched. Only
+  /// before a VM may see any page of the map, and while nobody else uses it. CHECKs that no page is claimed.
+  TakenBack take_back(PageRun run);
   /// First absent page at or after `from`; page_count() if none.
   PageIndex next_absent(PageIndex from) const;
 

@@ -21,7 +21,7 @@ constexpr uint64_t kLengthBytesMin = 64 << 10;
 static_assert(std::endian::native == std::endian::little, "the map is little-endian on the wire");
 static_assert(sizeof(wire::DataMapHeader) == wire::kDataMapHeaderBytes);
 
-Result<std::unique_ptr<DataMap>> DataMap::create(uint64_t page_count) {
+Result<std::unique_ptr<DataMap>> DataMap::create(uint64_t page_count, Kind kind) {
   std::unique_ptr<DataMap> map(new DataMap());
   map->page_count_ = page_count;
   map->length_bytes_ = std::max(wire::kDataMapHeaderBytes + (page_count + 7) / 8, kLengthBytesMin);
@@ -42,7 +42,7 @@ Result<std::unique_ptr<DataMap>> DataMap::create(uint64_t page_count) {
   if (read_base == MAP_FAILED) return system_error("mmap data map for reading");
   map->read_base_ = static_cast<std::byte*>(read_base);
   wire::DataMapHeader header{};
-  header.magic = wire::kDataMapMagic;
+  header.magic = kind == Kind::kData ? wire::kDataMapMagic : wire::kDirtyMapMagic;
   header.page_count = page_count;
   std::memcpy(map->base_, &header, sizeof(header));
   return map;
@@ -51,6 +51,19 @@ Result<std::unique_ptr<DataMap>> DataMap::create(uint64_t page_count) {
 DataMap::~DataMap() {
   if (base_ != nullptr) ::munmap(base_, length_bytes_);
   if (read_base_ != nullptr) ::munmap(read_base_, length_bytes_);
+}
+
+void DataMap::begin() {
+  auto* ready = reinterpret_cast<uint32_t*>(base_ + offsetof(wire::DataMapHeader, ready));
+  std::atomic_ref<uint32_t>(*ready).store(0, std::memory_order_relaxed);
+  std::memset(base_ + wire::kDataMapHeaderBytes, 0, (page_count_ + 7) / 8);
+}
+
+uint64_t DataMap::count() const {
+  const auto* bits = reinterpret_cast<const uint8_t*>(base_ + wire::kDataMapHeaderBytes);
+  uint64_t count = 0;
+  for (uint64_t i = 0; i < (page_count_ + 7) / 8; ++i) count += static_cast<uint64_t>(std::popcount(bits[i]));
+  return count;
 }
 
 void DataMap::set(PageRun run) {
@@ -67,13 +80,12 @@ void DataMap::set(PageRun run) {
   for (; page < end; ++page) bits[page / 8] = static_cast<uint8_t>(bits[page / 8] | 1u << page % 8);
 }
 
-void DataMap::finish(uint64_t data_page_count) {
-  std::memcpy(base_ + offsetof(wire::DataMapHeader, data_page_count), &data_page_count,
-              sizeof(data_page_count));
+void DataMap::finish(uint64_t page_count, uint32_t ready_value) {
+  std::memcpy(base_ + offsetof(wire::DataMapHeader, data_page_count), &page_count, sizeof(page_count));
   auto* ready = reinterpret_cast<uint32_t*>(base_ + offsetof(wire::DataMapHeader, ready));
   // R9 pairs with the target's second READ (DataMapReader): bits and count before ready. The target reads the
   // bits only after a READ that has shown it ready.
-  std::atomic_ref<uint32_t>(*ready).store(1, std::memory_order_release);
+  std::atomic_ref<uint32_t>(*ready).store(ready_value, std::memory_order_release);
 }
 
 transport::LocalMemory DataMap::readable() const {

@@ -14,15 +14,22 @@ namespace vmigrate::pager {
 /// may read. One thread writes (set, then finish); transports read at any time.
 class DataMap {
  public:
+  /// Which pages hold data, once; or which were written, again after each round.
+  enum class Kind : uint8_t { kData = 1, kDirty };
   /// Creates a map that is not ready and has no bits set.
-  static Result<std::unique_ptr<DataMap>> create(uint64_t page_count);
+  static Result<std::unique_ptr<DataMap>> create(uint64_t page_count, Kind kind = Kind::kData);
   ~DataMap();
   DataMap(const DataMap&) = delete;
   DataMap& operator=(const DataMap&) = delete;
 
+  /// Makes the map not ready, and takes all bits away. Nobody may be reading them.
+  void begin();
   void set(PageRun run);
-  /// Declares the bits final.
-  void finish(uint64_t data_page_count);
+  /// The number of bits that are set.
+  uint64_t count() const;
+  /// Declares the bits final, for a map of written pages until the next begin(). `ready` is what readers see:
+  /// the number of the round.
+  void finish(uint64_t page_count, uint32_t ready = 1);
   /// For ExposedSession::expose. Its descriptor cannot be written through by any process that gets it.
   transport::LocalMemory readable() const;
   /// The same for a provider whose `expose` needs a writable mapping (fills_holes).

@@ -20,11 +20,12 @@ class ExposedSource final : public SourceSession {
   static Result<std::unique_ptr<SourceSession>> open(transport::Listener& listener,
                                                      const transport::Credentials& credentials,
                                                      std::span<const SourceRegionConfig> configs,
-                                                     const SourceCloneConfig* clone);
+                                                     const SourceCloneConfig* clone, const VmMemory* tracked);
   ~ExposedSource() override;
 
   std::span<const SourceRegionKeys> keys() const override { return keys_; }
   Status scan() override;
+  Result<DirtyMaps::Round> note_dirty(bool is_last) override;
   Result<std::vector<std::byte>> digest_chunks(const memory::ChunkRequest& request) const override;
   void counters(std::span<uint64_t, wire::kSourceCounterCount> out) const override;
   std::optional<Error> failure() const override;
@@ -43,6 +44,7 @@ class ExposedSource final : public SourceSession {
 
   Status open_process(const SourceCloneConfig& clone);
   Status add_region(const SourceRegionConfig& config, const SourceCloneConfig* clone);
+  Status add_dirty_map(uint32_t region_index);
   Status note_holes(SourceRegion& source) const;
   void scan_all();
   bool scanned(const Status& status);
@@ -52,6 +54,8 @@ class ExposedSource final : public SourceSession {
   transport::Listener& listener_;
   std::unique_ptr<ProcessMemory> process_;  ///< of a clone whose process runs
   std::vector<SourceRegion> regions_;
+  std::unique_ptr<DirtyMaps> dirty_;  ///< nullptr: writes are not tracked
+  std::mutex dirty_mutex_;            // guards dirty_ from open on
   std::vector<SourceRegionKeys> keys_;
   // Declared after the regions, so it is destroyed first and no provider thread touches unmapped memory.
   std::unique_ptr<transport::ExposedSession> exposed_;
@@ -69,7 +73,8 @@ class ExposedSource final : public SourceSession {
 Result<std::unique_ptr<SourceSession>> ExposedSource::open(transport::Listener& listener,
                                                            const transport::Credentials& credentials,
                                                            std::span<const SourceRegionConfig> configs,
-                                                           const SourceCloneConfig* clone) {
+                                                           const SourceCloneConfig* clone,
+                                                           const VmMemory* tracked) {
   if (configs.empty() || configs.size() > wire::kPreloadRegionsMax ||
       (clone != nullptr && clone->own_paths.size() != configs.size())) {
     return Error{ErrorCode::kInvalidArgument, 0, "number of regions"};
@@ -78,12 +83,21 @@ Result<std::unique_ptr<SourceSession>> ExposedSource::open(transport::Listener& 
   if (clone != nullptr) {
     if (auto status = session->open_process(*clone); !status) return status.error();
   }
+  if (tracked != nullptr) {
+    // Before anything of the memory is looked at: what is written after that look must be known.
+    auto dirty = DirtyMaps::start(*tracked);
+    if (!dirty) return dirty.error();
+    session->dirty_ = std::move(dirty).value();
+  }
   auto exposed = listener.expose_session(
       credentials, [](void*, transport::Channel, std::span<const std::byte>) {}, nullptr);
   if (!exposed) return exposed.error();
   session->exposed_ = std::move(exposed).value();
   for (const SourceRegionConfig& config : configs) {
     if (auto status = session->add_region(config, clone); !status) return status.error();
+  }
+  if (tracked != nullptr) {
+    if (auto status = session->scan(); !status) return status.error();
   }
   return std::unique_ptr<SourceSession>(std::move(session));
 }
@@ -138,11 +152,30 @@ Status ExposedSource::add_region(const SourceRegionConfig& config, const SourceC
                                    transport::Access::kRead);
   if (!data_map) return data_map.error();
   keys_.push_back({ram.value(), data_map.value()});
+  if (dirty_) {
+    if (auto status = add_dirty_map(region_index); !status) return status;
+  }
   if (!partial) return ok();
   auto presence = exposed_->expose(partial->presence, transport::Access::kRead);
   if (!presence) return presence.error();
   keys_.back().presence = presence.value();
   return ok();
+}
+
+Status ExposedSource::add_dirty_map(uint32_t region_index) {
+  if (auto status = dirty_->add(*regions_[region_index].region); !status) return status;
+  const DataMap& map = dirty_->map(region_index);
+  auto key =
+      exposed_->expose(listener_.fills_holes() ? map.pinnable() : map.readable(), transport::Access::kRead);
+  if (!key) return key.error();
+  keys_.back().dirty_map = key.value();
+  return ok();
+}
+
+Result<DirtyMaps::Round> ExposedSource::note_dirty(bool is_last) {
+  const std::lock_guard lock(dirty_mutex_);
+  if (!dirty_) return Error{ErrorCode::kInvalidArgument, 0, "writes are not tracked"};
+  return dirty_->note(is_last);
 }
 
 /// The VM still runs. A page that it writes meanwhile may be recorded here as a hole, never the reverse.
@@ -288,8 +321,9 @@ std::optional<Error> ExposedSource::failure() const {
 Result<std::unique_ptr<SourceSession>> SourceSession::open(transport::Listener& listener,
                                                            const transport::Credentials& credentials,
                                                            std::span<const SourceRegionConfig> regions,
-                                                           const SourceCloneConfig* clone) {
-  return ExposedSource::open(listener, credentials, regions, clone);
+                                                           const SourceCloneConfig* clone,
+                                                           const VmMemory* tracked) {
+  return ExposedSource::open(listener, credentials, regions, clone, tracked);
 }
 
 }  // namespace vmigrate::pager

@@ -9,6 +9,7 @@
 
 #include "base/result.hpp"
 #include "memory/page_tags.hpp"
+#include "source/dirty_maps.hpp"
 #include "source/region_reader.hpp"
 #include "transport/region_keys.hpp"
 #include "transport/transport.hpp"
@@ -38,18 +39,24 @@ struct SourceCloneConfig {
 /// The source's side of one post-copy. It exposes the regions read-only, with a data map for each
 /// (wire::DataMapHeader, then one bit a page). Call scan() when the VM has stopped: a thread of its own
 /// searches the files for holes and sets each map's `ready` last. If the VM is a clone, that thread then
-/// copies the pages the clone has written to files, so that the clone's process may end. Thread-safe. The
-/// destructor closes the session's connections first.
+/// copies the pages the clone has written to files, so that the clone's process may end. If the writes of the
+/// VM are tracked, it runs on: the scan begins at once, and note_dirty() says afterwards what it has missed.
+/// Thread-safe. The destructor closes the session's connections first.
 class SourceSession {
  public:
+  /// `tracked`: the VM runs, and the target fetches from it ahead of the switchover. Must outlive the
+  /// session; not together with `clone` or a region's `reader`.
   static Result<std::unique_ptr<SourceSession>> open(transport::Listener& listener,
                                                      const transport::Credentials& credentials,
                                                      std::span<const SourceRegionConfig> regions,
-                                                     const SourceCloneConfig* clone = nullptr);
+                                                     const SourceCloneConfig* clone = nullptr,
+                                                     const VmMemory* tracked = nullptr);
   virtual ~SourceSession() = default;
   virtual std::span<const SourceRegionKeys> keys() const = 0;
   /// Idempotent. The VM must not run from this call until the session is closed.
   virtual Status scan() = 0;
+  /// See DirtyMaps::note. kInvalidArgument if writes are not tracked.
+  virtual Result<DirtyMaps::Round> note_dirty(bool is_last) = 0;
   /// The digests of chunks of a region, whose content must be final: the VM has stopped. It takes as long as
   /// reading them does. Any thread, while the session lives.
   virtual Result<std::vector<std::byte>> digest_chunks(const memory::ChunkRequest& request) const = 0;

@@ -6,7 +6,8 @@ namespace vmigrate::pager {
 
 TargetState TargetCore::state() const {
   const TargetState state = state_.get();
-  return state == TargetState::kFilling && fetch_->is_lost() ? TargetState::kDisconnected : state;
+  const bool needs_source = state == TargetState::kFilling || state == TargetState::kAhead;
+  return needs_source && fetch_->is_lost() ? TargetState::kDisconnected : state;
 }
 
 bool TargetCore::must_end() const {
@@ -15,7 +16,7 @@ bool TargetCore::must_end() const {
 }
 
 void TargetCore::fail(const Error& error) {
-  if (!state_.fail({TargetState::kFilling}, TargetState::kFailed, error)) return;
+  if (!state_.fail({TargetState::kAhead, TargetState::kFilling}, TargetState::kFailed, error)) return;
   fetch_->end();
   fetch_->wake_lanes();
   on_edge_();
@@ -40,6 +41,19 @@ Status TargetCore::attach(SourceEndpoints endpoints) {
   return fetch_->attach(std::move(endpoints));
 }
 
+Status TargetCore::begin_ahead() {
+  if (fetch_->link_epoch() == 0) return Error{ErrorCode::kInvalidArgument, 0, "fetch ahead before connect"};
+  if (!state_.advance({TargetState::kIdle}, TargetState::kAhead))
+    return wrong_state("fetch ahead in this state");
+  on_edge_();
+  return ok();
+}
+
+void TargetCore::end_ahead() {
+  if (fill_->all_done()) static_cast<void>(state_.advance({TargetState::kAhead}, TargetState::kIdle));
+  on_edge_();
+}
+
 Status TargetCore::begin() {
   // If every page was here when the session took over, it no longer needs a source.
   if (state_.get() == TargetState::kIdle && fetch_->link_epoch() == 0 && !fill_->all_done()) {
@@ -61,7 +75,8 @@ void TargetCore::request_stop() {
 
 void TargetCore::finish_close() {
   fetch_->end();
-  static_cast<void>(state_.advance({TargetState::kIdle, TargetState::kFilling}, TargetState::kClosed));
+  static_cast<void>(
+      state_.advance({TargetState::kIdle, TargetState::kAhead, TargetState::kFilling}, TargetState::kClosed));
 }
 
 std::optional<PageKey> TargetCore::locate(uint32_t descriptor_index, HostAddr address) const {

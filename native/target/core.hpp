@@ -53,11 +53,14 @@ class TargetCore final : private FetchOwner {
   TargetState state() const;
   bool must_end() const override;
   std::optional<Error> failure() const { return state_.failure(); }
-  /// kFilling or kDisconnected -> kFailed. The first error is kept.
+  /// kAhead, kFilling or kDisconnected -> kFailed. The first error is kept.
   void fail(const Error& error) override;
   /// Serving thread: call it after every range is unregistered.
   void complete(uint64_t at_ns);
   Status attach(SourceEndpoints endpoints);
+  /// kIdle -> kAhead, and back when every page is here.
+  Status begin_ahead();
+  void end_ahead();
   Status begin();
   /// Asks both threads to end.
   void request_stop();
@@ -77,6 +80,7 @@ class TargetCore final : private FetchOwner {
  private:
   TargetCore() = default;
   void on_connection() override { on_edge_(); }
+  bool may_be_zero(uint32_t, PageIndex) const override { return !has_fetched_ahead_; }
   Error wrong_state(const char* what) const;
 
   const VmMemory* vm_ = nullptr;
@@ -85,6 +89,7 @@ class TargetCore final : private FetchOwner {
   std::unique_ptr<FetchCore> fetch_;
   std::unique_ptr<ArrivalTags> tags_;
   bool resume_ = false;
+  bool has_fetched_ahead_ = false;
   std::function<void()> on_edge_;
   uint64_t start_ns_ = 0;  ///< written by begin, before the threads exist
 

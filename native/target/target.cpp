@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "fetch/bulk.hpp"
+#include "target/ahead_sink.hpp"
 #include "target/core.hpp"
 #include "target/demand.hpp"
 #include "target/publish.hpp"
@@ -14,18 +15,44 @@ namespace {
 class TargetThreads final : public TargetSession {
  public:
   explicit TargetThreads(std::unique_ptr<TargetCore> core)
-      : core_(std::move(core)), demand_(*core_), bulk_sink_(*core_), bulk_(core_->fetch(), bulk_sink_) {}
+      : core_(std::move(core)),
+        demand_(*core_),
+        ahead_sink_(*core_),
+        bulk_sink_(*core_),
+        bulk_(core_->fetch(), bulk_sink_) {}
   ~TargetThreads() override { close(); }
 
   Status open() {
     if (auto status = bulk_sink_.open(); !status) return status;
+    if (auto status = ahead_sink_.open(); !status) return status;
     return demand_.open();
   }
 
   Status connect(SourceEndpoints endpoints) override { return core_->attach(std::move(endpoints)); }
 
+  Status fetch_ahead() override {
+    const std::lock_guard lock(threads_mutex_);
+    if (auto status = core_->begin_ahead(); !status) return status;
+    join_ahead();
+    const SignalsBlocked blocked;
+    ahead_thread_ = std::thread([this] {
+      bulk_.run_ahead(ahead_sink_);
+      core_->end_ahead();
+    });
+    return ok();
+  }
+
+  Result<uint64_t> take_back(uint32_t round) override {
+    const std::lock_guard lock(threads_mutex_);
+    if (core_->state() != TargetState::kIdle)
+      return Error{ErrorCode::kInvalidArgument, 0, "take back in this state"};
+    join_ahead();
+    return bulk_.take_back(round);
+  }
+
   Status start() override {
     const std::lock_guard lock(threads_mutex_);
+    if (core_->state() == TargetState::kIdle) join_ahead();
     const bool serving = demand_thread_.joinable() && !bulk_thread_.joinable();
     if (!serving) {
       if (auto status = core_->begin(); !status) return status;
@@ -39,6 +66,7 @@ class TargetThreads final : public TargetSession {
   /// The demand thread alone never ends the session: it waits for bulk_ended.
   Status serve_demand() override {
     const std::lock_guard lock(threads_mutex_);
+    if (core_->state() == TargetState::kIdle) join_ahead();
     if (auto status = core_->begin(); !status) return status;
     const SignalsBlocked blocked;
     demand_thread_ = std::thread([this] { demand_.run(); });
@@ -48,6 +76,7 @@ class TargetThreads final : public TargetSession {
   void close() override {
     const std::lock_guard lock(threads_mutex_);
     core_->request_stop();
+    join_ahead();
     if (demand_thread_.joinable()) demand_thread_.join();
     if (bulk_thread_.joinable()) bulk_thread_.join();
     core_->finish_close();
@@ -71,6 +100,7 @@ class TargetThreads final : public TargetSession {
     set(TargetCounter::kPagesZero, core_->fill().pages_zero());
     set(TargetCounter::kDemandBytes, get(fetched.demand_bytes));
     set(TargetCounter::kPrefetchBytes, get(fetched.prefetch_bytes));
+    set(TargetCounter::kPushBytes, get(fetched.push_bytes));
     set(TargetCounter::kFaultCount, get(counted.fault_count));
     set(TargetCounter::kFaultOnClaimedCount, get(counted.fault_on_claimed_count));
     set(TargetCounter::kFaultP50Ns, core_->stats.percentile_ns(500));
@@ -84,11 +114,18 @@ class TargetThreads final : public TargetSession {
   }
 
  private:
+  /// It ends soon: it has changed the state, or must end.
+  void join_ahead() {
+    if (ahead_thread_.joinable()) ahead_thread_.join();
+  }
+
   std::unique_ptr<TargetCore> core_;
   DemandThread demand_;
+  AheadSink ahead_sink_;
   Publisher bulk_sink_;
   BulkThread bulk_;
   std::mutex threads_mutex_;  // guards start and close
+  std::thread ahead_thread_;
   std::thread demand_thread_;
   std::thread bulk_thread_;
 };

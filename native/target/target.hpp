@@ -18,6 +18,7 @@ namespace vmigrate::pager {
 
 enum class TargetState : uint32_t {
   kIdle = 1,      ///< opened; faults wait in the kernel
+  kAhead,         ///< fetching while the VM runs on the source; faults wait in the kernel
   kFilling,       ///< serving faults and prefetching
   kDisconnected,  ///< connection lost: faults wait, claims are kept; connect() resumes
   kComplete,      ///< every page is here, ranges are unregistered, threads have ended
@@ -31,6 +32,9 @@ struct TargetOptions : FetchOptions {
   /// files, one for each region.
   std::vector<std::string> tag_paths{};
   memory::TagKey tag_key{};
+  /// An earlier process has fetched ahead. Then a page that is absent may have old bytes in the file, and no
+  /// data map makes it zero: it is fetched, whatever it holds.
+  bool has_fetched_ahead = false;
 };
 
 /// The target's side of one post-copy. It serves QEMU's faults first, then fetches the pages around them,
@@ -53,6 +57,14 @@ class TargetSession {
   /// Gives the session its connections. Allowed from kIdle or kDisconnected. Operations that were outstanding
   /// when the old connections broke are posted again.
   virtual Status connect(SourceEndpoints endpoints) = 0;
+  /// Fetches every missing page while the VM still runs on the source. Nothing is mapped, so that pages may
+  /// be taken back afterwards. Allowed from kIdle once connected. The state is kAhead, and kIdle when every
+  /// page is here; kDisconnected ends it, too.
+  virtual Status fetch_ahead() = 0;
+  /// Makes the pages absent again that the VM has written since they were fetched; the source has told the
+  /// number of the round. Returns how many there were; 0 for those of a round that was taken already. Allowed
+  /// from kIdle after fetch_ahead(). Blocks for a READ of the source's map.
+  virtual Result<uint64_t> take_back(uint32_t round) = 0;
   /// Serves faults from now on, and prefetches as soon as the data map is ready. Allowed from kIdle once
   /// connected, or after serve_demand().
   virtual Status start() = 0;

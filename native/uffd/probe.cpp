@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/unique_fd.hpp"
+#include "uffd/page_scan.hpp"
 #include "uffd/uffd.hpp"
 
 namespace vmigrate::uffd {
@@ -14,13 +15,6 @@ namespace {
 // Newer than the oldest kernel headers that we build with.
 constexpr __u64 kFeatureWpAsync = 1ull << 15;
 constexpr unsigned long kDeviceNewUffd = _IO(0xAA, 0x00);
-
-/// Argument of PAGEMAP_SCAN (Linux 6.7).
-struct PagemapScan {
-  __u64 size, flags, start, end, walk_end, vec, vec_len, max_pages;
-  __u64 category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-constexpr unsigned long kPagemapScan = _IOWR('f', 16, PagemapScan);
 
 /// A descriptor that also reports faults taken inside the kernel (vhost, system calls on guest memory). A VM
 /// cannot be served without them.
@@ -33,22 +27,11 @@ UniqueFd open_userfaultfd(int& system_errno) {
   return UniqueFd(::ioctl(device.get(), kDeviceNewUffd, O_CLOEXEC | O_NONBLOCK));
 }
 
-bool has_pagemap_scan() {
-  const UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
-  if (!pagemap.valid()) return false;
-  PagemapScan argument{};
-  argument.size = sizeof(argument);
-  // An empty range of our own leaves nothing to walk, so only a kernel without the call refuses.
-  argument.start = argument.end = 0;
-  argument.category_mask = argument.return_mask = 1ull << 1;  // PAGE_IS_WRITTEN
-  return ::ioctl(pagemap.get(), kPagemapScan, &argument) >= 0;
-}
-
 }  // namespace
 
 Support probe() {
   Support support;
-  support.pagemap_scan = has_pagemap_scan();
+  support.pagemap_scan = has_page_scan();
   const UniqueFd fd = open_userfaultfd(support.system_errno);
   if (!fd.valid()) return support;
   uffdio_api api{};

@@ -37,6 +37,7 @@ inline constexpr uint32_t kMemoryChunksMax = 64u;
 inline constexpr uint32_t kTouchClusterBytes = 65536u;
 inline constexpr uint32_t kTouchClustersMax = 65536u;
 inline constexpr uint32_t kDataMapMagic = 1145523542u;
+inline constexpr uint32_t kDirtyMapMagic = 1497648470u;
 inline constexpr uint32_t kDataMapHeaderBytes = 64u;
 inline constexpr uint32_t kPreloadMagic = 1279741270u;
 inline constexpr uint32_t kPreloadVersion = 1u;
@@ -167,18 +168,19 @@ enum class TargetCounter : size_t {
   kPagesZero = 2,
   kDemandBytes = 3,
   kPrefetchBytes = 4,
-  kFaultCount = 5,
-  kFaultOnClaimedCount = 6,
-  kFaultP50Ns = 7,
-  kFaultP99Ns = 8,
-  kFaultMaxNs = 9,
-  kFaultWaitNs = 10,
-  kDegradedNs = 11,
-  kReconnectCount = 12,
-  kCompletedNs = 13,
-  kCpuNs = 14,
+  kPushBytes = 5,
+  kFaultCount = 6,
+  kFaultOnClaimedCount = 7,
+  kFaultP50Ns = 8,
+  kFaultP99Ns = 9,
+  kFaultMaxNs = 10,
+  kFaultWaitNs = 11,
+  kDegradedNs = 12,
+  kReconnectCount = 13,
+  kCompletedNs = 14,
+  kCpuNs = 15,
 };
-inline constexpr size_t kTargetCounterCount = 15;
+inline constexpr size_t kTargetCounterCount = 16;
 
 enum class SourceCounter : size_t {
   kReadCount = 0,
@@ -268,7 +270,7 @@ struct FrameHeader {
 } __attribute__((packed));
 static_assert(sizeof(struct FrameHeader) == 32, "wire layout");
 
-/* Head of a data map. `ready` is written last (release); the reader asks again until it is set. */
+/* Head of a data map. `ready` is written last (release); the reader asks again until it is set. In a map of written pages `ready` is the number of the round, and the reader asks when it has been told that number. */
 struct DataMapHeader {
   uint32_t magic;
   uint32_t ready; /* 0 while the source scans, 1 when the bits are final */

@@ -11,6 +11,8 @@ export const TARGET_COUNTERS = [
   'pagesZero',
   'demandBytes',
   'prefetchBytes',
+  /** Fetched while the VM still ran on the source; not in prefetchBytes. */
+  'pushBytes',
   'faultCount',
   /** Faults on a page that another fetch had already claimed. */
   'faultOnClaimedCount',

@@ -88,6 +88,8 @@ export const CONSTANTS = {
 
   /** A data map: this header, then one bit for each page. A set bit means that the source's file holds data there. */
   DATA_MAP_MAGIC: 0x44474d56,
+  /** Of a map that says which pages the VM has written, with the header of a data map. */
+  DIRTY_MAP_MAGIC: 0x59444d56,
   DATA_MAP_HEADER_BYTES: 64,
 
   PRELOAD_MAGIC: 0x4c474d56,
@@ -246,7 +248,9 @@ export const STRUCTS: readonly StructDefinition[] = [
   },
   {
     name: 'DataMapHeader',
-    comment: 'Head of a data map. `ready` is written last (release); the reader asks again until it is set.',
+    comment:
+      'Head of a data map. `ready` is written last (release); the reader asks again until it is set. In a map of ' +
+      'written pages `ready` is the number of the round, and the reader asks when it has been told that number.',
     bytes: CONSTANTS.DATA_MAP_HEADER_BYTES,
     fields: [
       ['magic', 'u32'],

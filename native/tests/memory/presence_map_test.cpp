@@ -81,6 +81,23 @@ TEST(PresenceMapDeathTest, PublishAndUnclaimOutsideTheTableStopTheProcess) {
   }
 }
 
+TEST(PresenceMapDeathTest, TakingBackMakesAbsentWhateverIsNotClaimed) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  for (const PageState from : kStates) {
+    test::TempDir dir;
+    auto map = make(dir / "presence", 1);
+    bring_to(*map, kFirst, from);
+    if (from == PageState::kClaimed) {
+      EXPECT_DEATH((remove(dir), map->take_back({kFirst, 1})), "invariant broken");
+      continue;
+    }
+    const auto taken = map->take_back({kFirst, 1});
+    EXPECT_EQ(map->state(kFirst), PageState::kAbsent);
+    EXPECT_EQ(taken.present_pages, from == PageState::kPresent ? 1u : 0u);
+    EXPECT_EQ(taken.zero_pages, from == PageState::kZero ? 1u : 0u);
+  }
+}
+
 TEST(PresenceMap, TheTableHasExactlyTheMovesThatAreDocumented) {
   int allowed = 0;
   for (const PageState from : kStates) {

@@ -133,8 +133,10 @@ pager::SourceEndpoints PagerHarness::endpoints() {
   result.bulk = std::make_unique<FakeEndpoint>(source, bulk);
   for (VmRegion& region : regions) {
     const transport::LocalMemory map = region.map->readable();
-    result.keys.push_back({source.expose(region.source_fd.get(), region.length_bytes()),
-                           source.expose(map.fd, map.length_bytes)});
+    const transport::LocalMemory dirty = region.dirty->readable();
+    result.keys.push_back({.ram = source.expose(region.source_fd.get(), region.length_bytes()),
+                           .data_map = source.expose(map.fd, map.length_bytes),
+                           .dirty_map = source.expose(dirty.fd, dirty.length_bytes)});
   }
   return result;
 }
@@ -153,6 +155,18 @@ void PagerHarness::finish_maps() {
     }
     region.map->finish(data);
   }
+}
+
+void PagerHarness::rewrite(size_t region, const std::vector<uint64_t>& pages, uint32_t round) {
+  VmRegion& written = regions[region];
+  written.dirty->begin();
+  for (const uint64_t page : pages) {
+    written.data[page] = true;
+    written.seeds[page] += 100;
+    write_pattern(written.source_fd.get(), written.seeds[page], page);
+    written.dirty->set(PageRun{PageIndex{page / (written.page_bytes / kPage)}, 1});
+  }
+  written.dirty->finish(written.dirty->count(), round);
 }
 
 void PagerHarness::start(bool maps_ready, const pager::TargetOptions& options) {
@@ -175,7 +189,7 @@ bool PagerHarness::arrives(std::future<uint64_t>& reading) {
   return reading.wait_for(kPatience) == std::future_status::ready;
 }
 uint64_t PagerHarness::expected(size_t region, uint64_t page, uint64_t word) const {
-  return regions[region].data[page] ? pattern_word(regions[region].seed, page, word) : 0;
+  return regions[region].data[page] ? pattern_word(regions[region].seeds[page], page, word) : 0;
 }
 uint64_t PagerHarness::bad_pages() const {
   uint64_t bad = 0;
@@ -212,11 +226,15 @@ void PagerHarness::add_region(size_t index, const RegionSpec& spec) {
   region.source_fd.reset(::open(region.source_path.c_str(), O_RDWR | O_CLOEXEC));
   for (uint64_t page = 0; page < region.length_bytes() / kPage; ++page) {
     region.data.push_back(spec.has_data(page));
+    region.seeds.push_back(region.seed);
     if (region.data.back()) write_pattern(region.source_fd.get(), region.seed, page);
   }
   auto map = pager::DataMap::create(region.page_count);
   ASSERT_TRUE(map.ok());
   region.map = std::move(map).value();
+  auto dirty = pager::DataMap::create(region.page_count, pager::DataMap::Kind::kDirty);
+  ASSERT_TRUE(dirty.ok());
+  region.dirty = std::move(dirty).value();
   regions.push_back(std::move(region));
 }
 

@@ -74,9 +74,11 @@ struct VmRegion {
   uint64_t page_bytes = kPage;
   uint64_t seed = 0;
   std::vector<bool> data;
+  std::vector<uint64_t> seeds;  // one per 4 KiB page
   UniqueFd source_fd;
   std::unique_ptr<pager::DataMap> map;
-  std::byte* base = nullptr;  // the VM's mapping
+  std::unique_ptr<pager::DataMap> dirty;  // the source tracks the writes of its VM
+  std::byte* base = nullptr;              // the VM's mapping
   uint64_t length_bytes() const { return page_count * page_bytes; }
 };
 
@@ -101,6 +103,9 @@ class PagerHarness {
   pager::SourceEndpoints endpoints();
   /// Ends the source's scan: sets bits and `ready`.
   void finish_maps();
+  /// The source's VM writes to these pages, by another seed, so that they hold data; the maps of written
+  /// pages say so.
+  void rewrite(size_t region, const std::vector<uint64_t>& pages, uint32_t round);
   /// Does everything up to a session that is serving. With `maps_ready` false prefetch has not begun.
   void start(bool maps_ready = true, const pager::TargetOptions& options = {});
 
