@@ -74,6 +74,7 @@ void BulkThread::work_until_done() {
     worked |= poll_completions();
     const uint64_t at_ns = now_ns();
     worked |= fetch(at_ns);
+    worked |= sink_->show_some();
     if (!worked) sleep(at_ns);
   }
 }

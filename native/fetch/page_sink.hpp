@@ -22,6 +22,8 @@ class PageSink {
   virtual bool has_deferred() const = 0;
   /// Tries those again. True: something has changed.
   virtual bool retry() = 0;
+  /// Shows pages that were here before, a small piece of them for each call. False: there is nothing left.
+  virtual bool show_some() { return false; }
 };
 
 }  // namespace vmigrate::pager

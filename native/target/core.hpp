@@ -46,6 +46,8 @@ class TargetCore final : private FetchOwner {
   /// nullptr: pages are not tagged.
   ArrivalTags* tags() { return tags_.get(); }
   bool resume() const { return resume_; }
+  /// This session, or the one that it takes over.
+  bool has_fetched_ahead() const { return has_fetched_ahead_.load(std::memory_order_relaxed); }
   /// The region and page of the mapped byte; nullopt if it lies in none of the VM's ranges.
   std::optional<PageKey> locate(uint32_t descriptor_index, HostAddr address) const;
 
@@ -80,7 +82,7 @@ class TargetCore final : private FetchOwner {
  private:
   TargetCore() = default;
   void on_connection() override { on_edge_(); }
-  bool may_be_zero(uint32_t, PageIndex) const override { return !has_fetched_ahead_; }
+  bool may_be_zero(uint32_t, PageIndex) const override { return may_be_zero_; }
   Error wrong_state(const char* what) const;
 
   const VmMemory* vm_ = nullptr;
@@ -89,7 +91,9 @@ class TargetCore final : private FetchOwner {
   std::unique_ptr<FetchCore> fetch_;
   std::unique_ptr<ArrivalTags> tags_;
   bool resume_ = false;
-  bool has_fetched_ahead_ = false;
+  bool may_be_zero_ = true;
+  /// Set before the threads that serve the VM exist.
+  std::atomic<bool> has_fetched_ahead_{false};
   std::function<void()> on_edge_;
   uint64_t start_ns_ = 0;  ///< written by begin, before the threads exist
 

@@ -19,8 +19,11 @@ inline constexpr size_t kWaitingFaultsMax = 256;
 /// a batch that found its page present.
 inline constexpr size_t kRetriesMax = kDemandFetchesMax + kFaultBatchMax;
 
-/// Neighbouring zero pages mapped together with the one that faulted.
+/// Neighbouring pages mapped together with the one that faulted: zero pages, and pages that were fetched
+/// ahead.
 inline constexpr uint64_t kZeroBatchBytes = 64 << 10;
+/// Pages that were fetched ahead and are mapped at once, between two looks at what has come: some 40 µs.
+inline constexpr uint64_t kShownBytes = 512 << 10;
 
 static_assert(kWaitingFaultsMax >= kDemandFetchesMax + kFaultBatchMax);
 

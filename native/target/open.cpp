@@ -13,6 +13,7 @@ Result<std::unique_ptr<TargetCore>> TargetCore::open(const VmMemory& memory,
   core->vm_ = &memory;
   core->resume_ = resume;
   core->has_fetched_ahead_ = options.has_fetched_ahead;
+  core->may_be_zero_ = !options.has_fetched_ahead;
   core->on_edge_ = on_edge ? std::move(on_edge) : [] {};
   if (!core->demand_wake.valid()) return system_error("eventfd");
   // Nothing is added before the fetch exists, so the last page finds it.

@@ -21,6 +21,16 @@ uint64_t kernel_page_bytes(const FilledRegion& region) {
   return region.hugetlbfs ? region.page_bytes() : wire::kPageBytesMin;
 }
 
+/// How many pages from this one on are present, at most so many.
+uint64_t present_from(const FilledRegion& region, PageIndex first, uint64_t count_max) {
+  uint64_t count = 0;
+  while (count < count_max && raw(first) + count < region.page_count() &&
+         region.presence->state(PageIndex{raw(first) + count}) == wire::PageState::kPresent) {
+    ++count;
+  }
+  return count;
+}
+
 }  // namespace
 
 template <typename Visit>
@@ -156,6 +166,42 @@ void Publisher::publish(uint32_t region_index, PageRun run) {
 
 void Publisher::serve_present(uint32_t region_index, PageIndex page) {
   continue_run(region_index, PageRun{page, 1}, OnHole::kZero);
+  if (core_.has_fetched_ahead()) show_after(region_index, page);
+}
+
+/// The pages behind one that was fetched ahead are probably not mapped either. The kernel maps up to the
+/// first that is; a page that it cannot map now will fault.
+void Publisher::show_after(uint32_t region_index, PageIndex page) {
+  const FilledRegion& region = core_.region(region_index);
+  const PageIndex next{raw(page) + 1};
+  const uint64_t count =
+      present_from(region, next, std::max<uint64_t>(1, kZeroBatchBytes / region.page_bytes()));
+  if (count == 0) return;
+  each_piece(region_index, PageRun{next, count}, [](const Piece& piece, PageIndex) {
+    static_cast<void>(uffd::continue_range(piece.uffd, piece.base, piece.length_bytes));
+    return true;
+  });
+}
+
+bool Publisher::show_some() {
+  if (!core_.has_fetched_ahead()) return false;
+  while (shown_region_ < core_.fill().regions().size()) {
+    const FilledRegion& region = core_.region(shown_region_);
+    if (shown_page_ == region.page_count()) {
+      ++shown_region_;
+      shown_page_ = 0;
+      continue;
+    }
+    // A run may be deferred, and needs a place then.
+    if (!has_room(1)) return false;
+    const PageIndex first{shown_page_};
+    const uint64_t count = present_from(region, first, region.pages_in(kShownBytes));
+    shown_page_ += std::max<uint64_t>(1, count);
+    if (count == 0) continue;
+    continue_run(shown_region_, PageRun{first, count}, OnHole::kWake);
+    return true;
+  }
+  return false;
 }
 
 /// hugetlbfs has no zero page: the kernel zeroes a page when it allocates it, and leaves an existing page as

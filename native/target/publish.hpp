@@ -33,6 +33,8 @@ class Publisher final : public PageSink {
   /// Retries the runs whose CONTINUE returned EAGAIN. True if any of them made progress.
   bool retry() override;
   size_t retry_count() const { return retry_count_; }
+  /// Maps pages that were fetched ahead, from the first one on, so that the VM need not fault on them.
+  bool show_some() override;
 
  private:
   struct Retry {
@@ -53,6 +55,7 @@ class Publisher final : public PageSink {
   bool continue_run(uint32_t region_index, PageRun run, OnHole on_hole);
   bool allocate_huge_page(const FilledRegion& region, uint64_t offset_bytes);
   bool zero_piece(uint32_t region_index, uint64_t offset_bytes, const Piece& piece, uint64_t needed_bytes);
+  void show_after(uint32_t region_index, PageIndex page);
   void defer(uint32_t region_index, PageRun run);
   void wake(const Piece& piece);
   void account(uint32_t region_index, PageRun run);
@@ -61,6 +64,9 @@ class Publisher final : public PageSink {
   std::unique_ptr<ArrivalTags::Writer> tags_;
   std::array<Retry, kRetriesMax> retries_;
   size_t retry_count_ = 0;
+  // The next page that show_some looks at.
+  uint32_t shown_region_ = 0;
+  uint64_t shown_page_ = 0;
 };
 
 }  // namespace vmigrate::pager

@@ -133,10 +133,12 @@ pager::SourceEndpoints PagerHarness::endpoints() {
   result.bulk = std::make_unique<FakeEndpoint>(source, bulk);
   for (VmRegion& region : regions) {
     const transport::LocalMemory map = region.map->readable();
-    const transport::LocalMemory dirty = region.dirty->readable();
-    result.keys.push_back({.ram = source.expose(region.source_fd.get(), region.length_bytes()),
-                           .data_map = source.expose(map.fd, map.length_bytes),
-                           .dirty_map = source.expose(dirty.fd, dirty.length_bytes)});
+    result.keys.push_back({source.expose(region.source_fd.get(), region.length_bytes()),
+                           source.expose(map.fd, map.length_bytes)});
+  }
+  for (size_t i = 0; i < regions.size(); ++i) {
+    const transport::LocalMemory dirty = regions[i].dirty->readable();
+    result.keys[i].dirty_map = source.expose(dirty.fd, dirty.length_bytes);
   }
   return result;
 }

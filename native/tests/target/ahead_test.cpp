@@ -97,6 +97,29 @@ TEST_F(Ahead, ATargetThatHasAllPagesButThoseTakenBackServesTheLoadOfTheDevices) 
   EXPECT_EQ(vm.bad_pages(), 0u);
 }
 
+TEST_F(Ahead, WhatIsHereIsMappedWhileTheRestComes) {
+  connect();
+  fetch_all();
+  rewrite({7}, 1);
+  ASSERT_TRUE(vm.session->take_back(1).ok());
+  vm.bulk->hold_all();
+  ASSERT_TRUE(vm.session->serve_demand().ok());
+  ASSERT_TRUE(vm.session->start().ok());
+  // The last pages are mapped last.
+  uint64_t page = kPages;
+  ASSERT_TRUE(test::eventually([&] {
+    page -= 4;
+    const uint64_t faults = vm.counter(TargetCounter::kFaultCount);
+    auto reading = vm.touch(0, page + 1);
+    EXPECT_EQ(reading.get(), vm.expected(0, page + 1));
+    return vm.counter(TargetCounter::kFaultCount) == faults;
+  }));
+  EXPECT_EQ(vm.session->state(), TargetState::kFilling);
+  vm.bulk->release_all();
+  ASSERT_TRUE(vm.reaches(TargetState::kComplete));
+  EXPECT_EQ(vm.bad_pages(), 0u);
+}
+
 TEST_F(Ahead, AMapThatIsNotOfTheRoundChangesNothing) {
   connect();
   fetch_all();
