@@ -45,6 +45,7 @@ Status TargetCore::begin_ahead() {
   if (fetch_->link_epoch() == 0) return Error{ErrorCode::kInvalidArgument, 0, "fetch ahead before connect"};
   if (!state_.advance({TargetState::kIdle}, TargetState::kAhead))
     return wrong_state("fetch ahead in this state");
+  has_fetched_ahead_.store(true, std::memory_order_relaxed);
   on_edge_();
   return ok();
 }
