@@ -167,18 +167,19 @@ enum class TargetCounter : size_t {
   kPagesZero = 2,
   kDemandBytes = 3,
   kPrefetchBytes = 4,
-  kFaultCount = 5,
-  kFaultOnClaimedCount = 6,
-  kFaultP50Ns = 7,
-  kFaultP99Ns = 8,
-  kFaultMaxNs = 9,
-  kFaultWaitNs = 10,
-  kDegradedNs = 11,
-  kReconnectCount = 12,
-  kCompletedNs = 13,
-  kCpuNs = 14,
+  kPushBytes = 5,
+  kFaultCount = 6,
+  kFaultOnClaimedCount = 7,
+  kFaultP50Ns = 8,
+  kFaultP99Ns = 9,
+  kFaultMaxNs = 10,
+  kFaultWaitNs = 11,
+  kDegradedNs = 12,
+  kReconnectCount = 13,
+  kCompletedNs = 14,
+  kCpuNs = 15,
 };
-inline constexpr size_t kTargetCounterCount = 15;
+inline constexpr size_t kTargetCounterCount = 16;
 
 enum class SourceCounter : size_t {
   kReadCount = 0,

@@ -11,6 +11,8 @@ export const TARGET_COUNTERS = [
   'pagesZero',
   'demandBytes',
   'prefetchBytes',
+  /** Bytes fetched while the VM ran on the source. They are not in `prefetchBytes`. */
+  'pushBytes',
   'faultCount',
   /** Faults on a page that another fetch had already claimed. */
   'faultOnClaimedCount',

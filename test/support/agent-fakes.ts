@@ -278,6 +278,7 @@ export class FakeHost {
         return {
           keys: [],
           scan: () => void this.exposures.push('scanned'),
+          noteDirty: async () => ({ round: 1, dirtyPages: 0 }),
           digestChunks: async () => Buffer.alloc(0),
           snapshot: () => ({ counters: {} as never, failure: this.sourceFailure }),
           close: async () => void this.exposures.push('closed'),
