@@ -8,7 +8,7 @@ import type { Fault, FaultKind } from './world.js';
 const SEEDS_PER_TEST = 500;
 const TEST_COUNT = 5;
 /** More events than any migration has, so that faults also strike after its end. */
-const EVENTS = 150;
+const EVENTS = 250;
 const FAULTS_MAX = 5;
 
 const KINDS: readonly FaultKind[] = [

@@ -228,10 +228,10 @@ export class TargetSession {
   arrival(): ArrivalView {
     const state = this.#knownState();
     const { counters, ...read } = this.#read(state);
-    const { demandBytes = 0, prefetchBytes = 0, faultCount = 0 } = counters;
+    const { demandBytes = 0, prefetchBytes = 0, pushBytes = 0, faultCount = 0 } = counters;
     return this.#arrival.view({
       ...read,
-      ...{ state, faultCount, hasRun: this.#hasRun, bytesDone: demandBytes + prefetchBytes },
+      ...{ state, faultCount, hasRun: this.#hasRun, bytesDone: demandBytes + prefetchBytes + pushBytes },
     });
   }
 
