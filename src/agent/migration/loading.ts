@@ -136,7 +136,7 @@ class Gate {
     this.#settle.refuse(error);
   }
 
-  /** `body` is read meanwhile, and kept. If it is refused, it is read to its end, so that its sender gets the answer. */
+  /** `body` is read meanwhile, and kept. If it is refused, it is read to its end: its sender waits for the answer. */
   async passed(body: Readable): Promise<Readable> {
     const held = new PassThrough({ highWaterMark: HELD_BYTES_MAX });
     // A stream that breaks here is noticed when it is passed on.

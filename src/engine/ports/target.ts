@@ -27,8 +27,8 @@ export interface TargetPort {
    */
   takeBack(session: string, round: number): Promise<{ readonly pages: number }>;
   /**
-   * Resolves when the device state is loaded and the VM waits for `resume`. Rejects if loading fails. `lastRound` is the
-   * round of the stopped VM, if pages were fetched while it ran. It is taken back first: before that QEMU gets no byte
+   * Resolves when the device state is loaded and the VM waits for `resume`. Rejects if loading fails. `lastRound` is
+   * that of the stopped VM, if pages were fetched while it ran. It is taken back first: before that QEMU gets no byte
    * of the device state, because a device may read memory while it loads.
    */
   awaitLoaded(session: string, lastRound?: number): Promise<void>;

@@ -270,18 +270,6 @@ const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode,
     'WRITE_PROTECT_MISSING',
     /^the kernel of A cannot note/,
   ],
-  [
-    'fetching ahead from a VM without the preload',
-    { request: { mode: 'hybrid' }, spec: { hasPreload: false } },
-    'PRELOAD_MISSING',
-    /^vm1 runs without the preload/,
-  ],
-  [
-    'fetching ahead on a host of an earlier build',
-    { request: { mode: 'hybrid' }, target: { canFetchAhead: false } },
-    'PROTOCOL_VERSION',
-    /^B has a build that cannot fetch memory/,
-  ],
   ['another protocol', { target: { protocolVersion: 2 } }, 'PROTOCOL_VERSION', /protocol versions differ: A 1, B 2/],
 ];
 
