@@ -117,8 +117,10 @@ class OwnedSourceUse {
 
 struct SourceSessionState {
   std::shared_ptr<transport::Listener> listener;  ///< outlives `session`: declared first
-  /// As `listener`; the clone whose process is read, the VM whose writes are tracked, or nullptr.
+  /// As `listener`; the clone whose process is read, or nullptr.
   std::shared_ptr<pager::PreloadListener> clone;
+  /// As `listener`; the VM whose writes are tracked, or nullptr.
+  std::shared_ptr<pager::PreloadListener> tracked;
   /// As `listener`; the capture whose image is served, or nullptr, and its readers.
   std::shared_ptr<ImageHolder> image;
   /// The same, for an image that is read from another host.

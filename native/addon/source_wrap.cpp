@@ -57,6 +57,10 @@ Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
     state->clone = PreloadListenerWrap::Unwrap(info[2].As<Napi::Object>())->listener();
     if (!state->clone) return Task::rejected(env, kClosedHandle);
   }
+  if (!info[4].IsNull()) {
+    state->tracked = PreloadListenerWrap::Unwrap(info[4].As<Napi::Object>())->listener();
+    if (!state->tracked) return Task::rejected(env, kClosedHandle);
+  }
   auto regions = source_regions(options);
   if (!info[3].IsNull()) {
     if (auto status = find_readers(env, info[3].As<Napi::Object>(), regions, *state); !status)
@@ -66,13 +70,12 @@ Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
   return Task::start(
       env,
       [state, parsed = parsed.value(), regions = std::move(regions), clone]() mutable -> Status {
-        // Of a clone, or of a VM whose writes are tracked.
-        const pager::VmMemory* memory = state->clone ? state->clone->memory() : nullptr;
-        if (state->clone && memory == nullptr)
+        if (state->clone) clone->memory = state->clone->memory();
+        const pager::VmMemory* tracked = state->tracked ? state->tracked->memory() : nullptr;
+        if (state->tracked && tracked == nullptr)
           return Error{ErrorCode::kClosed, 0, "the VM's memory is not complete"};
-        if (clone) clone->memory = memory;
-        auto session = pager::SourceSession::open(*state->listener, parsed, regions,
-                                                  clone ? &*clone : nullptr, clone ? nullptr : memory);
+        auto session =
+            pager::SourceSession::open(*state->listener, parsed, regions, clone ? &*clone : nullptr, tracked);
         if (!session) return session.error();
         state->session = std::move(session).value();
         state->use = OwnedSourceUse(*state->session);
@@ -152,6 +155,7 @@ Napi::Value SourceSessionWrap::close(const Napi::CallbackInfo& info) {
   auto ending = std::make_shared<SourceSessionState>();
   ending->listener = std::move(state_.listener);
   ending->clone = std::move(state_.clone);
+  ending->tracked = std::move(state_.tracked);
   ending->image = std::move(state_.image);
   ending->fetch = std::move(state_.fetch);
   ending->readers = std::move(state_.readers);
@@ -164,6 +168,7 @@ Napi::Value SourceSessionWrap::close(const Napi::CallbackInfo& info) {
     ending->image.reset();
     ending->fetch.reset();
     ending->clone.reset();
+    ending->tracked.reset();
     ending->listener.reset();
     return ok();
   });

@@ -334,7 +334,7 @@ export type NativeArrival = 'filling' | 'complete' | 'failed';
 /**
  *   listen ──► accept ──► loaded ──► attach ──► readyToRun ──► (the answer is called: the VM runs)
  *
- * `accept` is only for the mode `postcopy`, whose device state comes through the daemon.
+ * `accept` is only for modes whose memory is moved by the pager: their device state comes through the daemon.
  */
 export interface StateImport {
   /** Waits for the stream: of the device state, or of the back end's own migration. Call it once. */
@@ -360,7 +360,7 @@ export interface StateImport {
    * µs.
    */
   readyToRun(): () => Promise<number>;
-  /** The progress of a running VM, for modes other than `postcopy`. */
+  /** The progress of a running VM whose memory the back end moves. */
   nativeArrival(): Promise<NativeArrival>;
   /** Pending calls reject with `error`. Idempotent. */
   end(error: MigrationError): void;

@@ -170,7 +170,7 @@ export function reportText(report: MigrationReport): string {
   const { bytes: moved, faults, guestEnd = null } = report;
   const movedBytes = moved.push + moved.demand + moved.prefetch + moved.deviceState;
   const kinds = [
-    `push ${bytes(moved.push)}`,
+    `push ${bytes(moved.push)}${passesText(report)}`,
     `demand ${bytes(moved.demand)}`,
     `prefetch ${bytes(moved.prefetch)}`,
     `device state ${bytes(moved.deviceState)}`,
@@ -199,6 +199,11 @@ export function reportText(report: MigrationReport): string {
   const route = `${report.source} → ${report.target}`;
   const head = `${report.vm}: ${route}, ${bytes(report.memoryBytes)}, ${modeAndTransport(report)}`;
   return `${plain(head)}\n${lines.map(([name, text]) => `  ${name.padEnd(10)} ${text}\n`).join('')}`;
+}
+
+/** The last round is that of the stopped VM. Each of the others followed a pass over what was missing. */
+function passesText({ rounds }: MigrationReport): string {
+  return rounds < 2 ? '' : rounds === 2 ? ' in 1 pass' : ` in ${rounds - 1} passes`;
 }
 
 function verifiedText({ isComplete, chunks, pages, ms, reason }: MemoryVerification): string {

@@ -3,7 +3,7 @@
 import { Option } from 'commander';
 import { MigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
-import type { MigrationMode, MigrationPlan } from '../domain/migration.js';
+import { type MigrationMode, type MigrationPlan, MODE_TRAITS } from '../domain/migration.js';
 import type { Refusal } from '../domain/refusal.js';
 import { SHARED_STORAGES, type SharedStorage } from '../domain/storage.js';
 import type { MigrationBody } from '../schemas/migration.js';
@@ -33,12 +33,12 @@ interface Options extends CommonOptions, TransportOptions {
 const outcome: { code: ExitCode } = { code: EXIT.done };
 
 function mode(options: Options): MigrationMode {
-  if (options.precopy === true || options.hybrid === true) {
-    const flag = options.precopy === true ? '--precopy' : '--hybrid';
-    throw new MigrationError('USAGE', `${flag} is not implemented yet`, {
-      remedy: 'use --postcopy (the default), or --native for QEMU’s own pre-copy',
+  if (options.precopy === true) {
+    throw new MigrationError('USAGE', '--precopy is not implemented yet', {
+      remedy: 'use --hybrid, --postcopy (the default), or --native for QEMU’s own pre-copy',
     });
   }
+  if (options.hybrid === true) return 'hybrid';
   if (options.native === true) return options.postcopy === true ? 'native-postcopy' : 'native-precopy';
   return 'postcopy';
 }
@@ -55,7 +55,7 @@ async function migrate(vm: string | undefined, host: string | undefined, options
   if (vm === undefined || host === undefined)
     throw new MigrationError('USAGE', 'give a VM and a host: vmigrate VM HOST');
   const chosen = mode(options);
-  if (options.maxDowntime !== undefined && chosen === 'postcopy')
+  if (options.maxDowntime !== undefined && MODE_TRAITS[chosen].mover === 'pager')
     throw new MigrationError('USAGE', `--max-downtime is for QEMU's own migration; ${chosen} has no such limit`, {
       remedy: 'leave it out, or use --native',
     });
@@ -104,10 +104,10 @@ const program = newProgram('vmigrate', 'Moves a running VM to another host.')
     ]),
   )
   .addOption(
-    new Option('--hybrid', 'copy memory as long as that helps, then post-copy (not implemented yet)').conflicts([
-      'postcopy',
-      'native',
-    ]),
+    new Option(
+      '--hybrid',
+      'fetch memory while the VM runs on, and again what it writes, as long as that gets less; then post-copy',
+    ).conflicts(['postcopy', 'native']),
   )
   .option('--native', 'QEMU’s own migration: pre-copy, or post-copy with --postcopy');
 

@@ -43,6 +43,10 @@ export interface HostInventory {
   readonly dataSecurity?: DataSecurity;
   /** The host can prove what memory has arrived, and what it was. Absent: its build is older. */
   readonly canVerifyMemory?: boolean;
+  /** The host can fetch memory of a VM that still runs on its source. Absent: its build is older. */
+  readonly canFetchAhead?: boolean;
+  /** The kernel can note which pages a running VM writes. Absent: the host's build is older. */
+  readonly canTrackWrites?: boolean;
   /** Absent: untrusted. */
   readonly rdmaTrust?: RdmaTrust;
   /** A file beside the data socket of this daemon. Absent if the host's build is older. */

@@ -9,7 +9,7 @@ import type { SharedStorage } from './storage.js';
 import type { Transport, TransportChoice } from './transport.js';
 import type { MemoryVerification } from './verification.js';
 
-export const MIGRATION_MODES = ['postcopy', 'native-precopy', 'native-postcopy'] as const;
+export const MIGRATION_MODES = ['postcopy', 'hybrid', 'native-precopy', 'native-postcopy'] as const;
 export type MigrationMode = (typeof MIGRATION_MODES)[number];
 
 export interface ModeTraits {
@@ -24,9 +24,16 @@ export interface ModeTraits {
 /** The properties of each mode. Code asks for a property, never for a mode by name. */
 export const MODE_TRAITS: Readonly<Record<MigrationMode, ModeTraits>> = {
   postcopy: { mover: 'pager', pushes: false, fetches: true },
+  hybrid: { mover: 'pager', pushes: true, fetches: true },
   'native-precopy': { mover: 'backend', pushes: true, fetches: false },
   'native-postcopy': { mover: 'backend', pushes: true, fetches: true },
 };
+
+/** The source notes which pages the VM writes, because the target fetches them while the VM still runs there. */
+export function tracksWrites(mode: MigrationMode): boolean {
+  const { mover, pushes } = MODE_TRAITS[mode];
+  return mover === 'pager' && pushes;
+}
 
 export interface MigrationRequest {
   readonly vm: string;
@@ -58,6 +65,7 @@ export const MIGRATION_STEPS = [
   'prepareTarget',
   'exposeSource',
   'connectTarget',
+  'push',
   'stopSource',
   'transferState',
   'commit',
@@ -119,6 +127,7 @@ export interface MigrationReport {
   /** Time from resume until the last 10 ms window in which vCPUs waited for pages more than a tenth of the time. */
   readonly degradedMs: number;
   readonly totalMs: number;
+  /** How often the source has said which pages were written since: before the stop, and once after it. */
   readonly rounds: number;
   readonly bytes: {
     readonly push: number;

@@ -34,7 +34,8 @@ export type MigrationRefusalCode =
   | 'HOST_LIMIT'
   | 'POLICY_FORBIDS'
   | 'DATA_NOT_PROTECTED'
-  | 'MEMORY_NOT_VERIFIABLE';
+  | 'MEMORY_NOT_VERIFIABLE'
+  | 'WRITE_PROTECT_MISSING';
 
 /** Codes that only forks use. A fork may also be refused with some of the codes of migrations. */
 export type ForkRefusalCode =
@@ -45,7 +46,6 @@ export type ForkRefusalCode =
   | 'IMAGE_INCOMPLETE'
   | 'VM_FILLING'
   | 'WRITES_ESCAPE'
-  | 'WRITE_PROTECT_MISSING'
   | 'DISK_NOT_SNAPSHOTTABLE'
   | 'HOST_RESOURCE'
   | 'DISK_CHANGED'

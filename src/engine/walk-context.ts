@@ -14,6 +14,8 @@ export interface WalkPorts {
 export interface EngineLimits {
   /** After the commit: how long nothing may advance before the job needs recovery. It is tried again all the same. */
   readonly recoveryMsMax: number;
+  /** Before the commit: how long no page may arrive while the VM runs on the source, before the move is undone. */
+  readonly pushQuietMsMax: number;
   /** Deadline of one call to an agent outside a step with its own deadline. */
   readonly callMsMax: number;
   /**
@@ -32,6 +34,7 @@ export interface EngineLimits {
 
 export const ENGINE_LIMITS: EngineLimits = {
   recoveryMsMax: 120_000,
+  pushQuietMsMax: 20_000,
   callMsMax: 5_000,
   undoCallMsMax: 1_500,
   undoAttempts: 3,

@@ -10,6 +10,7 @@
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { MigrationError } from '../domain/errors.js';
+import type { Addon } from './addon.js';
 import { attempt, attemptAsync } from './attempt.js';
 import {
   checkBandwidth,
@@ -29,19 +30,11 @@ import {
   checkSourceClone,
   checkTargetOptions,
   checkTimeout,
+  checkTracked,
 } from './check.js';
 import { checkChunkRequest, checkTags } from './chunks.js';
 import { ImageDigests } from './digests.js';
-import {
-  type Addon,
-  DataListener,
-  ImageCapture,
-  ImageFetch,
-  imageOf,
-  SourceSession,
-  TargetSession,
-  VmMemory,
-} from './handles.js';
+import { DataListener, ImageCapture, ImageFetch, imageOf, SourceSession, TargetSession, VmMemory } from './handles.js';
 import { checkGroup, checkSender, MulticastSender, Pacer, sendProbes } from './multicast.js';
 import type { NativeBinding } from './types.js';
 
@@ -127,13 +120,15 @@ function bind(addon: Addon): NativeBinding {
       checkCredentials(options);
       checkRegions(options.regions);
       checkSourceClone(options);
+      checkTracked(options);
       const listener = DataListener.nativeOf(options.listener);
       const vm = options.clone?.vm ?? null;
       const clone = vm === null ? null : VmMemory.nativeOf(vm);
       const image = options.image === undefined ? null : imageOf(options.image);
-      return new SourceSession(
-        await attemptAsync('open source session', () => addon.openSourceSession(listener, options, clone, image)),
-      );
+      const tracked = options.tracked === undefined ? null : VmMemory.nativeOf(options.tracked);
+      const open = (): ReturnType<Addon['openSourceSession']> =>
+        addon.openSourceSession(listener, options, clone, image, tracked);
+      return new SourceSession(await attemptAsync('open source session', open));
     },
     openTargetSession(vm, options) {
       checkTargetOptions(options);

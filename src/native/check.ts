@@ -134,7 +134,10 @@ export function checkSource(source: SourceAddress, timeoutMs: number): void {
   for (const keys of source.keys) {
     const good = isHex(keys?.ram, KEY_HEX_DIGITS) && isHex(keys.dataMap, KEY_HEX_DIGITS);
     const isPresenceGood = keys?.presence === undefined || isHex(keys.presence, KEY_HEX_DIGITS);
-    require(good && isPresenceGood, `a remote key is ${KEY_HEX_DIGITS} lower-case hex digits`, 'PEER_PROTOCOL');
+    const isDirtyMapGood = keys?.dirtyMap === undefined || isHex(keys.dirtyMap, KEY_HEX_DIGITS);
+    require(good &&
+      isPresenceGood &&
+      isDirtyMapGood, `a remote key is ${KEY_HEX_DIGITS} lower-case hex digits`, 'PEER_PROTOCOL');
   }
 }
 
@@ -192,6 +195,14 @@ function checkFilled(
   checkBandwidth(bandwidthBytesPerS);
   require(typeof isResume === 'boolean', 'isResume must be a boolean');
   checkEdge(onEdge);
+}
+
+export function checkRound(round: unknown): void {
+  require(isIntegerIn(round, 1, 2 ** 32 - 1), 'a round must be an integer from 1');
+}
+
+export function checkTracked({ tracked, clone, image }: SourceOptions): void {
+  require(tracked === undefined || (clone === undefined && image === undefined), 'a clone or image is not tracked');
 }
 
 export function checkSourceClone({ clone, regions }: SourceOptions): void {

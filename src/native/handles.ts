@@ -4,7 +4,6 @@
  */
 
 import { MigrationError } from '../domain/errors.js';
-import type { RdmaDevice } from '../domain/transport.js';
 import {
   IMAGE_COUNTERS,
   type ImageCounter,
@@ -13,128 +12,40 @@ import {
   TARGET_COUNTERS,
   type TargetCounter,
 } from '../protocol/wire.js';
+import type {
+  AddonDataListener,
+  AddonImageCapture,
+  AddonImageFetch,
+  AddonSourceSession,
+  AddonTargetSession,
+  AddonVmMemory,
+} from './addon.js';
 import { attempt, attemptAsync } from './attempt.js';
-import { checkNear, checkNearId, checkOrder, checkPages, checkSource } from './check.js';
+import { checkNear, checkNearId, checkOrder, checkPages, checkRound, checkSource } from './check.js';
 import type { ChunkRequest } from './chunk-types.js';
 import { checkChunkRequest } from './chunks.js';
-import type { AddonImageDigests } from './digests.js';
-import { type AddonMulticastSender, type AddonPacer, checkJoin, type MulticastSenderOptions } from './multicast.js';
-import type { MulticastGroup, MulticastJoin, MulticastSnapshot, PacerOptions } from './multicast-types.js';
+import { checkJoin } from './multicast.js';
+import type { MulticastJoin, MulticastSnapshot } from './multicast-types.js';
 import type {
   DataListenerHandle,
+  DirtyRound,
   ImageCaptureHandle,
-  ImageCaptureOptions,
-  ImageCaptureState,
-  ImageDigestsOptions,
   ImageFetchHandle,
-  ImageFetchOptions,
   ImageFetchSnapshot,
-  ImageFetchState,
   ImageSnapshot,
-  NativeBinding,
   NativeFailure,
-  NativeSupport,
   NearPlace,
   NearSnapshot,
   Place,
-  RegionFile,
   RegionKeys,
   SourceAddress,
-  SourceOptions,
   SourceSessionHandle,
-  TargetOptions,
   TargetSessionHandle,
-  TargetSessionState,
   TargetSnapshot,
   TouchOrder,
   VmMemoryHandle,
   VmMemorySnapshot,
 } from './types.js';
-
-interface AddonVmMemory {
-  snapshot(): VmMemorySnapshot;
-  close(): void;
-}
-interface AddonDataListener {
-  addresses(): Record<string, Place>;
-  isLost(): boolean;
-  close(): void;
-}
-interface AddonSourceSession {
-  keys(): RegionKeys[];
-  scan(): void;
-  digestChunks(request: ChunkRequest): Promise<Buffer>;
-  snapshot(): { counters: BigUint64Array; failure: NativeFailure | null };
-  close(): Promise<void>;
-}
-interface AddonTargetSession {
-  connect(source: SourceAddress, timeoutMs: number): Promise<void>;
-  start(): void;
-  serveDemand(): void;
-  snapshot(): { state: TargetSessionState; counters: BigUint64Array; failure: NativeFailure | null };
-  close(): Promise<void>;
-}
-
-interface AddonImageCapture {
-  arm(): Promise<void>;
-  protect(): Promise<void>;
-  seal(isSweepLater: boolean): Promise<void>;
-  sweep(): Promise<void>;
-  resume(): Promise<void>;
-  addClone(vm: AddonVmMemory): void;
-  removeClone(vm: AddonVmMemory): void;
-  touched(): TouchOrder;
-  snapshot(): { state: ImageCaptureState; counters: BigUint64Array; failure: NativeFailure | null };
-  close(): Promise<void>;
-  leave(): Promise<void>;
-}
-
-interface AddonImageFetch {
-  connect(source: SourceAddress, timeoutMs: number): Promise<void>;
-  start(): void;
-  sweep(order?: TouchOrder): void;
-  addNear(holder: SourceAddress, timeoutMs: number, id: number, level: number): Promise<void>;
-  removeNear(id: number): void;
-  nears(): NearSnapshot[];
-  addClone(vm: AddonVmMemory): void;
-  removeClone(vm: AddonVmMemory): void;
-  touched(): TouchOrder;
-  check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null>;
-  joinMulticast(join: MulticastJoin): Promise<void>;
-  multicast(): MulticastSnapshot;
-  snapshot(): { state: ImageFetchState; counters: BigUint64Array; failure: NativeFailure | null };
-  close(): Promise<void>;
-}
-
-/** The exports of vmigrate.node. */
-export interface Addon {
-  support(): NativeSupport;
-  createRegionFile(region: RegionFile): void;
-  allocatedBytes(path: string): bigint;
-  lockFile(descriptor: number): boolean;
-  peerUser(descriptor: number): number;
-  listenForVm(options: Parameters<NativeBinding['listenForVm']>[0]): AddonVmMemory;
-  adoptVm(options: Parameters<NativeBinding['adoptVm']>[0]): AddonVmMemory;
-  devices(provider: string): Promise<RdmaDevice[]>;
-  probe(...args: Parameters<NativeBinding['probe']>): Promise<void>;
-  openDataListener(options: Parameters<NativeBinding['openDataListener']>[0]): AddonDataListener;
-  openSourceSession(
-    listener: AddonDataListener,
-    options: Omit<SourceOptions, 'listener'>,
-    clone: AddonVmMemory | null,
-    image: AddonImageCapture | AddonImageFetch | null,
-  ): Promise<AddonSourceSession>;
-  openTargetSession(vm: AddonVmMemory, options: TargetOptions): AddonTargetSession;
-  digestArrived(...args: Parameters<NativeBinding['digestArrived']>): Promise<Buffer>;
-  openImageCapture(parent: AddonVmMemory | null, options: ImageCaptureOptions): AddonImageCapture;
-  openImageFetch(options: ImageFetchOptions, digests: AddonImageDigests | null): AddonImageFetch;
-  openImageDigests(options: ImageDigestsOptions): AddonImageDigests;
-  openMulticastSender(options: MulticastSenderOptions): Promise<AddonMulticastSender>;
-  sendMulticastProbe(group: MulticastGroup, durationMs: number): Promise<void>;
-  receiveMulticastProbe(group: MulticastGroup, timeoutMs: number): Promise<number>;
-  openPacer(options: PacerOptions): AddonPacer;
-  releaseVm(vm: AddonVmMemory): Promise<void>;
-}
 
 function named<Name extends string>(names: readonly Name[], values: BigUint64Array): Record<Name, bigint> {
   return Object.fromEntries(names.map((name, index) => [name, values[index] ?? 0n])) as Record<Name, bigint>;
@@ -203,6 +114,10 @@ export class SourceSession implements SourceSessionHandle {
     attempt('scan the memory of a source session', () => this.#native.scan());
   }
 
+  async noteDirty(isLast: boolean): Promise<DirtyRound> {
+    return attemptAsync('note which pages the VM has written', () => this.#native.noteDirty(isLast));
+  }
+
   async digestChunks(request: ChunkRequest): Promise<Buffer> {
     checkChunkRequest(request);
     return attemptAsync('digest the memory of a source session', () => this.#native.digestChunks(request));
@@ -236,6 +151,15 @@ export class TargetSession implements TargetSessionHandle {
 
   serveDemand(): void {
     attempt('serve faults', () => this.#native.serveDemand());
+  }
+
+  fetchAhead(): void {
+    attempt('fetch pages ahead', () => this.#native.fetchAhead());
+  }
+
+  async takeBack(round: number): Promise<{ pages: number }> {
+    checkRound(round);
+    return attemptAsync('give up pages that the VM has written since', () => this.#native.takeBack(round));
   }
 
   snapshot(): TargetSnapshot {

@@ -1,7 +1,7 @@
 import type { RdmaDevice } from '../domain/transport.js';
-import type { ImageCounter, SourceCounter, TargetCounter } from '../protocol/wire.js';
+import type { ImageCounter } from '../protocol/wire.js';
 import type { Credentials, NativeFailure, RegionFile, TouchOrder } from './basic-types.js';
-import type { ArrivalTags, ChunkRequest, TaggedRegion } from './chunk-types.js';
+import type { ChunkRequest, TaggedRegion } from './chunk-types.js';
 import type {
   MulticastGroup,
   MulticastJoin,
@@ -12,9 +12,31 @@ import type {
   PacerOptions,
 } from './multicast-types.js';
 import type { NearPlace, NearSnapshot } from './near-types.js';
+import type {
+  DataListenerHandle,
+  ProviderPlace,
+  SourceAddress,
+  SourceSessionHandle,
+  TargetOptions,
+  TargetSessionHandle,
+} from './session-types.js';
 
 export type { Credentials, NativeFailure, RegionFile, TouchOrder } from './basic-types.js';
 export type { NearPlace, NearSnapshot } from './near-types.js';
+export type {
+  DataListenerHandle,
+  DirtyRound,
+  Place,
+  ProviderOptions,
+  ProviderPlace,
+  RegionKeys,
+  SourceAddress,
+  SourceSessionHandle,
+  TargetOptions,
+  TargetSessionHandle,
+  TargetSessionState,
+  TargetSnapshot,
+} from './session-types.js';
 
 export interface NativeSupport {
   readonly userfaultfdPermitted: boolean;
@@ -48,93 +70,6 @@ export interface VmMemoryHandle {
    * open on the memory.
    */
   close(): void;
-}
-
-/** Daemons exchange keys as hex. Only the provider that made a key can interpret it. */
-export interface RegionKeys {
-  readonly ram: string;
-  readonly dataMap: string;
-  /** Of a region of an image that its host still fills: which of its pages are there. */
-  readonly presence?: string;
-}
-
-/** Options of a provider besides the place, under names of its own (native/transport, a folder for each provider). */
-export type ProviderOptions = Readonly<Record<string, number | string>>;
-
-/** The address at which a provider listens. */
-export interface Place {
-  /** IP address, or the path of a unix socket. */
-  readonly host: string;
-  /** 0 for the path of a socket. When listening, 0 lets the kernel choose. */
-  readonly port: number;
-}
-
-export interface ProviderPlace extends Place {
-  /** The provider's name in the registry of native/transport. */
-  readonly provider: string;
-  readonly options?: ProviderOptions;
-}
-
-export interface DataListenerHandle {
-  /** Returns null if the listener does not serve this provider. */
-  address(provider: string): Place | null;
-  /** A device of the listener has been removed. It serves nobody any more. */
-  readonly isLost: boolean;
-  /** Throws while a source session is open on the listener. */
-  close(): void;
-}
-
-export interface SourceSessionHandle {
-  readonly keys: readonly RegionKeys[];
-  /** Starts the scan of the files for holes on a native thread. The VM must have stopped. */
-  scan(): void;
-  /** The digests of chunks, CONSTANTS.PAGE_TAG_BYTES for each, off the main thread. The VM must have stopped. */
-  digestChunks(request: ChunkRequest): Promise<Buffer>;
-  snapshot(): { readonly counters: Record<SourceCounter, bigint>; readonly failure: NativeFailure | null };
-  /**
-   * Stops serving. Resolves when the memory is no longer registered, the session's id is free and the listener may be
-   * closed.
-   */
-  close(): Promise<void>;
-}
-
-export type TargetSessionState = 'idle' | 'filling' | 'disconnected' | 'complete' | 'failed' | 'closed';
-
-export interface TargetSnapshot {
-  readonly state: TargetSessionState;
-  readonly failure: NativeFailure | null;
-  readonly counters: Record<TargetCounter, bigint>;
-}
-
-export interface SourceAddress extends ProviderPlace, Credentials {
-  readonly keys: readonly RegionKeys[];
-}
-
-export interface TargetSessionHandle {
-  /**
-   * Opens both channels off the main thread. A provider with devices registers the memory, which puts a page behind
-   * each byte. The state must be idle or disconnected.
-   */
-  connect(source: SourceAddress, timeoutMs: number): Promise<void>;
-  /** Starts serving faults, if serveDemand has not done so, and prefetches once the source's data map is ready. */
-  start(): void;
-  /** Serves faults and fetches nothing else until start(). For the load of the device state, before the VM runs. */
-  serveDemand(): void;
-  snapshot(): TargetSnapshot;
-  /** Resolves when the session's threads have ended and its files are closed. */
-  close(): Promise<void>;
-}
-
-export interface TargetOptions {
-  readonly regions: readonly (RegionFile & { readonly presencePath: string })[];
-  /** Prefetch only; 0 for no limit. */
-  readonly bandwidthBytesPerS: number;
-  /** What prefetch begins with. Absent: the first page. */
-  readonly order?: TouchOrder;
-  /** Take over the presence maps of an earlier process. */
-  readonly isResume: boolean;
-  readonly tags?: ArrivalTags;
-  readonly onEdge: () => void;
 }
 
 /**
@@ -310,6 +245,11 @@ export interface SourceOptions extends Credentials {
    * memory.
    */
   readonly clone?: SourceClone;
+  /**
+   * The VM's preload memory: its writes are tracked, which begins before anything is exposed. The search for holes
+   * begins at once, while the VM runs, without a call of scan. Not of a clone or an image.
+   */
+  readonly tracked?: VmMemoryHandle;
   /**
    * Absent if the files contain all memory. Not over providers that share files.
    *

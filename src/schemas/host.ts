@@ -66,6 +66,8 @@ export const hostInventory = of<HostInventory>(
     dataAddress: text,
     dataSecurity: z.enum(DATA_SECURITIES).exactOptional(),
     canVerifyMemory: z.boolean().exactOptional(),
+    canFetchAhead: z.boolean().exactOptional(),
+    canTrackWrites: z.boolean().exactOptional(),
     rdmaTrust: z.enum(RDMA_TRUSTS).exactOptional(),
     socketMark: z.object({ path: text, inode: text }).exactOptional(),
     rdma: rdmaInventory,

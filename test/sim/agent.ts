@@ -41,7 +41,7 @@ class SimInventory extends SimHalf implements InventoryPort {
       machineId: this.state.name,
       protocolVersion: 1,
       dataSecurity: 'integrity',
-      canVerifyMemory: true,
+      ...{ canVerifyMemory: true, canFetchAhead: true, canTrackWrites: true },
       qemuVersion: '7.2.22',
       machines: ['pc-q35-7.2'],
       isKvmUsable: false,

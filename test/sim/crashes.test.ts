@@ -29,6 +29,7 @@ const SIMULATED_IN: Readonly<Record<StepName, MigrationMode>> = {
   prepareTarget: 'postcopy',
   exposeSource: 'postcopy',
   connectTarget: 'postcopy',
+  push: 'hybrid',
   stopSource: 'postcopy',
   transferState: 'postcopy',
   nativeStart: 'native-precopy',

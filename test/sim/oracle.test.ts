@@ -3,12 +3,17 @@
  * finds nothing would prove nothing.
  */
 import { describe, expect, test } from 'vitest';
+import type { MigrationMode } from '../../src/domain/migration.js';
 import { type Sabotage, simulate } from './simulate.js';
 import type { FaultKind } from './world.js';
 
 /** Returns the first violation that a fault at any event causes, or that of the run without faults. */
-async function firstViolation(sabotage: Sabotage, kind: FaultKind | null): Promise<string | null> {
-  const calm = await simulate({ seed: 7, faults: [], sabotage });
+async function firstViolation(
+  sabotage: Sabotage,
+  kind: FaultKind | null,
+  mode: MigrationMode = 'postcopy',
+): Promise<string | null> {
+  const calm = await simulate({ seed: 7, faults: [], sabotage, mode });
   if (kind === null) return calm.violation;
   expect(calm.violation).toBeNull();
   for (let at = 0; at < calm.eventCount; at++) {
@@ -35,6 +40,10 @@ describe('the oracle sees', () => {
 
   test('an undo that leaves the target as it is', async () => {
     expect(await firstViolation('discardNothing', 'loseAnswer')).toMatch(/left over on the target/);
+  });
+
+  test('a page that was fetched ahead and is not given up', async () => {
+    expect(await firstViolation('keepWritten', null, 'hybrid')).toMatch(/fetched before it was written/);
   });
 
   test('a daemon that forgets its journal', async () => {

@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest';
+import type { MigrationMode } from '../../src/domain/migration.js';
 import { Chance } from './chance.js';
 import { expectSound } from './explain.js';
 import type { Scenario } from './simulate.js';
@@ -7,7 +8,7 @@ import type { Fault, FaultKind } from './world.js';
 const SEEDS_PER_TEST = 500;
 const TEST_COUNT = 5;
 /** More events than any migration has, so that faults also strike after its end. */
-const EVENTS = 150;
+const EVENTS = 250;
 const FAULTS_MAX = 5;
 
 const KINDS: readonly FaultKind[] = [
@@ -32,6 +33,8 @@ const KINDS: readonly FaultKind[] = [
   'delayCall',
 ];
 
+const MODES: readonly MigrationMode[] = ['postcopy', 'postcopy', 'hybrid', 'hybrid', 'native-precopy'];
+
 /** Several faults. The later ones strike what the earlier ones have caused. */
 function scenarioOf(seed: number): Scenario {
   const chance = new Chance(seed);
@@ -40,7 +43,7 @@ function scenarioOf(seed: number): Scenario {
     const ms = Math.round(30_000 ** chance.next());
     return { at: chance.below(EVENTS), kind: chance.pick(KINDS), ms };
   });
-  return { seed, faults, mode: chance.below(4) === 0 ? 'native-precopy' : 'postcopy' };
+  return { seed, faults, mode: chance.pick(MODES) };
 }
 
 const replayed = process.env.VMIGRATE_SIM_SEED;

@@ -1,7 +1,7 @@
 import { FileRegistry } from '../../src/cluster/file.js';
 import { OwnerMirror } from '../../src/cluster/mirror.js';
 import type { JobState, JobView } from '../../src/domain/job.js';
-import type { MigrationMode } from '../../src/domain/migration.js';
+import { type MigrationMode, MODE_TRAITS } from '../../src/domain/migration.js';
 import type { HostPort } from '../../src/engine/ports/host.js';
 import type { Registry } from '../../src/engine/ports/registry.js';
 import type { TargetPort } from '../../src/engine/ports/target.js';
@@ -21,7 +21,8 @@ export type Sabotage =
   | 'continueAfterCommit'
   | 'completeTooSoon'
   | 'discardNothing'
-  | 'loseJournal';
+  | 'loseJournal'
+  | 'keepWritten';
 
 export interface Scenario {
   readonly seed: number;
@@ -120,7 +121,7 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
     bandwidthBytesPerS: 0,
     downtimeMsMax: 300,
     // Half of the seeds. A verified move would see some sabotage before the oracle does.
-    ...(mode === 'postcopy' && seed % 2 === 1 && sabotage === undefined ? { verifyMemory: true } : {}),
+    ...(MODE_TRAITS[mode].mover === 'pager' && seed % 2 === 1 && sabotage === undefined ? { verifyMemory: true } : {}),
   } as const;
   let isAnswered = false;
   daemons
@@ -242,6 +243,14 @@ function sabotaged(host: HostPort, world: World, sabotage: Sabotage | undefined)
         state: 'complete',
       });
       return { ...host, target: { ...target, progress, finish: () => Promise.resolve() } };
+    }
+    case 'keepWritten': {
+      // The target believes that every round told of nothing.
+      const noteDirty: HostPort['source']['noteDirty'] = async (vm, session) => {
+        world.isTakeBackBroken = true;
+        return host.source.noteDirty(vm, session);
+      };
+      return { ...host, source: { ...host.source, noteDirty } };
     }
     case 'discardNothing':
       return { ...host, target: { ...target, discard: () => Promise.resolve() } };

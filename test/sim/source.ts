@@ -2,8 +2,8 @@
  * The source's half of a simulated host. It keeps the rules of ports/host.ts, and forgets what a real daemon forgets.
  */
 
-import type { ChunkRange, FrozenDigests, SourceEndpointInfo } from '../../src/engine/ports/session.js';
-import type { SourcePort } from '../../src/engine/ports/source.js';
+import type { ChunkRange, DirtyRound, FrozenDigests, SourceEndpointInfo } from '../../src/engine/ports/session.js';
+import type { ExposeRequest, SourcePort, StopReply } from '../../src/engine/ports/source.js';
 import { failure, type HalfParts, SimHalf } from './half.js';
 import { moveNatively } from './native.js';
 import { digestsOf } from './world.js';
@@ -11,12 +11,19 @@ import { digestsOf } from './world.js';
 interface Exposure {
   readonly key: string;
   readonly vm: string;
+  /** The memory at the last round, and what was written before that. Absent: no writes are tracked. */
+  readonly tracked?: { pages: readonly (number | null)[]; dirty: readonly number[]; round: number };
 }
 
 /** The receiver of the device state. */
 interface StateSink {
+  /** False: the state has to wait. */
+  isOpen(session: string): boolean;
   load(session: string, version: number): void;
 }
+
+/** A page counts as this many, so that there are rounds: a few pages of 4 KiB would be too little for one. */
+const DIRTY_WEIGHT = 1000;
 
 export class SimSource extends SimHalf implements SourcePort {
   /** The other host's target, if its daemon lives and the network is up. */
@@ -48,10 +55,11 @@ export class SimSource extends SimHalf implements SourcePort {
     await this.work('unreserve');
   }
 
-  async expose({ session, vm }: { session: string; vm: string }): Promise<SourceEndpointInfo> {
+  async expose({ session, vm, isTracked = false }: ExposeRequest): Promise<SourceEndpointInfo> {
     this.refuseClosed(session);
-    this.vm(vm);
-    const known = this.#exposures.get(session) ?? { key: `${++this.#keyCount}`, vm };
+    const pages = [...(this.vm(vm).memory?.pages ?? [])];
+    const tracked = isTracked ? { tracked: { pages, dirty: [], round: 0 } } : {};
+    const known = this.#exposures.get(session) ?? { key: `${++this.#keyCount}`, vm, ...tracked };
     this.#exposures.set(session, known);
     await this.work('expose');
     return { transport: 'tcp', host: '10.0.0.1', port: 1, keys: [{ ram: known.key, dataMap: known.key }] };
@@ -63,12 +71,33 @@ export class SimSource extends SimHalf implements SourcePort {
     await this.work('unexpose');
   }
 
-  async stop(vm: string, session: string): Promise<{ stoppedAtUs: number; stoppedForMs: number }> {
+  async noteDirty(vm: string, session: string): Promise<DirtyRound> {
+    this.living(vm);
+    const noted = this.#noteRound(session);
+    await this.work('note what was written');
+    if (noted === null) throw failure('CONFLICT', 'no writes are tracked');
+    return noted;
+  }
+
+  /** Null: no writes are tracked. */
+  #noteRound(session: string): DirtyRound | null {
+    const exposure = this.#exposures.get(session);
+    if (exposure?.tracked === undefined) return null;
+    const { tracked } = exposure;
+    const pages = [...(this.vm(exposure.vm).memory?.pages ?? [])];
+    tracked.dirty = pages.flatMap((page, index) => (page === tracked.pages[index] ? [] : [index]));
+    tracked.pages = pages;
+    tracked.round++;
+    return { round: tracked.round, dirtyPages: tracked.dirty.length * DIRTY_WEIGHT };
+  }
+
+  async stop(vm: string, session: string): Promise<StopReply> {
     this.refuseClosed(session);
     const qemu = this.living(vm);
     if (qemu.state === 'running') qemu.state = 'paused';
     await this.work('stop: stopped');
-    return { stoppedAtUs: 0, stoppedForMs: 0 };
+    const dirty = this.#noteRound(session);
+    return { stoppedAtUs: 0, stoppedForMs: 0, ...(dirty === null ? {} : { dirty }) };
   }
 
   async continueVm(vm: string, _session: string): Promise<void> {
@@ -85,6 +114,10 @@ export class SimSource extends SimHalf implements SourcePort {
     await this.work('transfer: saved');
     const peer = this.#peer();
     if (peer === null) throw failure('UNREACHABLE', 'the target does not take the state');
+    while (!peer.isOpen(session)) {
+      if (this.#peer() !== peer) throw failure('UNREACHABLE', 'the target is gone');
+      await this.life.sleep(1);
+    }
     peer.load(session, qemu.version);
     await this.work('transfer: loaded');
     return { deviceStateBytes: 1000 };
@@ -138,6 +171,12 @@ export class SimSource extends SimHalf implements SourcePort {
 
   accepts(session: string, key: string): boolean {
     return this.#exposures.get(session)?.key === key;
+  }
+
+  /** What was written before that round. Null: there is no such round. */
+  dirty(session: string, round: number): readonly number[] | null {
+    const tracked = this.#exposures.get(session)?.tracked;
+    return tracked?.round === round ? tracked.dirty : null;
   }
 
   page(session: string, index: number): number | null {

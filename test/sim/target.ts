@@ -2,6 +2,7 @@
  * The target's half of a simulated host. It keeps the rules of ports/host.ts, and forgets what a real daemon forgets.
  */
 
+import { tracksWrites } from '../../src/domain/migration.js';
 import type {
   ArrivedDigests,
   ChunkRange,
@@ -19,13 +20,19 @@ import { digestsOf, PAGES, type VmRecord } from './world.js';
 interface PageSource {
   accepts(session: string, key: string): boolean;
   page(session: string, index: number): number | null;
+  dirty(session: string, round: number): readonly number[] | null;
 }
+
+/** As that of the source's pages, and more, so that a second round pays. */
+const FETCHED_WEIGHT = 4096 * 2_000;
 
 export class SimTarget extends SimHalf implements TargetPort {
   /** The other host's source, if its daemon lives and the network is up. */
   readonly #peer: () => PageSource | null;
   /** Sessions that fetch pages, with the key of their connection. */
   readonly #connections = new Map<string, string>();
+  /** Sessions whose device state has to wait, with the last round that was taken back. */
+  readonly #waiting = new Map<string, { round: number; pages: number; fetched: number; isOpen: boolean }>();
 
   constructor(parts: HalfParts, peer: () => PageSource | null) {
     super(parts);
@@ -39,7 +46,7 @@ export class SimTarget extends SimHalf implements TargetPort {
     const known = this.state.sessions.get(session);
     if (known === undefined) {
       if (this.state.vms.has(vm)) throw failure('CONFLICT', `${vm} is here already`);
-      this.state.sessions.set(session, { session, vm, hasRun: false, arrived: [] });
+      this.state.sessions.set(session, { session, vm, mode: request.mode, hasRun: false, arrived: [] });
       this.state.vms.set(vm, {
         spec: request.spec,
         job: request.job,
@@ -49,6 +56,8 @@ export class SimTarget extends SimHalf implements TargetPort {
         loadedVersion: 0,
       });
     }
+    if (tracksWrites(request.mode) && known === undefined)
+      this.#waiting.set(session, { round: 0, pages: 0, fetched: 0, isOpen: false });
     await this.work('prepare: session noted');
     this.refuseClosed(session);
     const record = this.vm(vm);
@@ -73,7 +82,59 @@ export class SimTarget extends SimHalf implements TargetPort {
     if (noted.hasRun) void this.#fetch(session, this.vm(noted.vm));
   }
 
-  async awaitLoaded(session: string): Promise<void> {
+  async fetchAhead(session: string): Promise<{ isDone: boolean }> {
+    const waiting = this.#ahead(session);
+    const { memory } = this.vm(this.#session(session).vm);
+    const key = this.#connections.get(session);
+    for (let index = 0; index < PAGES; index++) {
+      if (memory === null || memory.pages[index] !== null) continue;
+      await this.life.sleep(PAGE_MS);
+      this.refuseClosed(session);
+      const peer = this.#peer();
+      const page = key !== undefined && peer?.accepts(session, key) === true ? peer.page(session, index) : null;
+      if (page === null) throw failure('DISCONNECTED', 'the source is gone');
+      // A call that was repeated may have fetched the page, and the round of that may have been taken back since.
+      if (waiting.isOpen) throw failure('CONFLICT', 'the source has stopped the VM');
+      memory.pages[index] = page;
+      this.#session(session).arrived[index] = page;
+      waiting.fetched++;
+      this.world.event(`page ${index} ahead`);
+      await this.life.survive();
+    }
+    return { isDone: true };
+  }
+
+  async takeBack(session: string, round: number): Promise<{ pages: number }> {
+    const waiting = this.#ahead(session);
+    if (waiting.round === round) return { pages: waiting.pages };
+    if (round !== waiting.round + 1) throw failure('CONFLICT', `round ${round} does not follow ${waiting.round}`);
+    const dirty = this.#peer()?.dirty(session, round) ?? null;
+    if (dirty === null) throw failure('DISCONNECTED', 'the source does not tell what was written');
+    const { memory } = this.vm(this.#session(session).vm);
+    if (!this.world.isTakeBackBroken) for (const index of dirty) if (memory !== null) memory.pages[index] = null;
+    Object.assign(waiting, { round, pages: dirty.length });
+    await this.work('take back');
+    return { pages: dirty.length };
+  }
+
+  #ahead(session: string) {
+    this.refuseClosed(session);
+    const waiting = this.#waiting.get(session);
+    if (waiting !== undefined) return waiting;
+    throw failure('CONFLICT', 'nothing is fetched ahead');
+  }
+
+  isOpen(session: string): boolean {
+    const { mode } = this.#session(session);
+    return !tracksWrites(mode) || this.#waiting.get(session)?.isOpen === true;
+  }
+
+  async awaitLoaded(session: string, lastRound?: number): Promise<void> {
+    if (tracksWrites(this.#session(session).mode)) {
+      if (lastRound === undefined) throw failure('CONFLICT', 'the last round is not named');
+      await this.takeBack(session, lastRound);
+      this.#ahead(session).isOpen = true;
+    }
     for (;;) {
       const { qemu } = this.vm(this.#session(session).vm);
       if (qemu?.isAlive !== true) throw failure('QEMU_FAILED', 'QEMU has ended while loading');
@@ -99,7 +160,10 @@ export class SimTarget extends SimHalf implements TargetPort {
     if (!qemu.isAlive) throw failure('QEMU_GONE', 'QEMU has ended');
     noted.hasRun = true;
     record.epoch = epoch;
-    if (qemu.state === 'loaded') qemu.state = 'running';
+    if (qemu.state === 'loaded') {
+      this.#checkFetched(record);
+      qemu.state = 'running';
+    }
     this.world.event('resume: runs');
     await this.life.survive();
     void this.#fetch(session, record);
@@ -123,7 +187,9 @@ export class SimTarget extends SimHalf implements TargetPort {
               : 'prepared';
     const ended = qemu?.hasEnded === true ? { ended: { reason: 'guest-shutdown', exitCode: 0 } } : {};
     const pages = { pagesTotal: PAGES, pagesPresent, pageBytes: 4096 };
-    return { state, hasRun: noted.hasRun, error: null, ...pages, counters: {}, ...ended };
+    const fetched = this.#waiting.get(session)?.fetched;
+    const counters = fetched === undefined ? {} : { pushBytes: fetched * FETCHED_WEIGHT };
+    return { state, hasRun: noted.hasRun, error: null, ...pages, counters, ...ended };
   }
 
   async reconnect(session: string, source: SourceEndpointInfo): Promise<void> {
@@ -160,6 +226,7 @@ export class SimTarget extends SimHalf implements TargetPort {
     if (noted?.hasRun === true) throw failure('CONFLICT', 'the VM runs here');
     this.closed.add(session);
     this.#connections.delete(session);
+    this.#waiting.delete(session);
     if (noted === undefined) return;
     const record = this.state.vms.get(noted.vm);
     if (record?.qemu) record.qemu.isAlive = false;
@@ -203,6 +270,14 @@ export class SimTarget extends SimHalf implements TargetPort {
       this.world.event(`page ${index}`);
       await this.life.survive();
     }
+  }
+
+  /** Before the VM runs, what is here must be what it is on the source, which has stopped. */
+  #checkFetched({ memory, spec }: VmRecord): void {
+    const frozen = this.world.hosts.A.vms.get(spec.name)?.memory?.pages;
+    for (const [index, page] of memory?.pages.entries() ?? [])
+      if (page !== null && frozen !== undefined && page !== frozen[index])
+        this.world.fail(`page ${index} was fetched before it was written, and kept`);
   }
 
   #session(session: string) {

@@ -2,6 +2,7 @@
  * The simulated world: two hosts, their disks, their QEMU processes, the network between them, and the oracle that
  * checks all of it after every event. `HostState` survives the daemon; the state in an agent (agent.ts) does not.
  */
+import type { MigrationMode } from '../../src/domain/migration.js';
 import type { VmSpec } from '../../src/domain/vm.js';
 import type { ChunkRange } from '../../src/engine/ports/session.js';
 import { CONSTANTS } from '../../src/protocol/wire.js';
@@ -41,6 +42,7 @@ export interface VmRecord {
 export interface SessionRecord {
   readonly session: string;
   readonly vm: string;
+  readonly mode: MigrationMode;
   hasRun: boolean;
   /** Each page as it came. */
   readonly arrived: number[];
@@ -104,6 +106,8 @@ export class World {
   readonly time: Time;
   readonly hosts: { readonly A: HostState; readonly B: HostState } = { A: hostState('A'), B: hostState('B') };
   isNetworkUp = true;
+  /** Pages that were written since they were fetched stay as they are. */
+  isTakeBackBroken = false;
   eventCount = 0;
   readonly trace: string[] = [];
   violation: Violation | null = null;

@@ -121,7 +121,7 @@ export class FakeHost {
   /** null: this host has no RDMA. */
   rdmaListener: FakeListener | null = null;
   /** The events of source sessions, in order. */
-  readonly exposures: ('opened' | 'scanned' | 'closed')[] = [];
+  readonly exposures: ('opened' | 'tracked' | 'scanned' | 'noted' | 'noted last' | 'closed')[] = [];
   /** The failure with which every source session from now on fails to open. */
   sourceFailure: NativeFailure | null = null;
   onOpenSource: () => void = () => undefined;
@@ -272,12 +272,17 @@ export class FakeHost {
   #native(): Partial<NativeBinding> {
     return {
       allocatedBytes: () => 0n,
-      openSourceSession: async () => {
+      openSourceSession: async ({ tracked }) => {
         this.onOpenSource();
-        this.exposures.push('opened');
+        this.exposures.push('opened', ...(tracked === undefined ? [] : ['tracked' as const]));
+        let round = 0;
         return {
           keys: [],
           scan: () => void this.exposures.push('scanned'),
+          noteDirty: async (isLast) => {
+            this.exposures.push(isLast ? 'noted last' : 'noted');
+            return { round: ++round, dirtyPages: 7 };
+          },
           digestChunks: async () => Buffer.alloc(0),
           snapshot: () => ({ counters: {} as never, failure: this.sourceFailure }),
           close: async () => void this.exposures.push('closed'),

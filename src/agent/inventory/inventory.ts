@@ -41,6 +41,8 @@ export async function hostInventory(context: HostContext, info: HostInfo): Promi
       : { protocolVersion: PROTOCOL_VERSION }),
     dataSecurity: policy.dataSecurity,
     canVerifyMemory: true,
+    canFetchAhead: true,
+    canTrackWrites: support.wpAsync && support.pagemapScan,
     ...(policy.rdma === 'trusted' ? { rdmaTrust: policy.rdma } : {}),
     isUserfaultfdPermitted: support.userfaultfdPermitted,
     hasMinorFaults: support.minorShmem,

@@ -6,7 +6,7 @@
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { isGuestEnd } from '../../domain/guest-end.js';
 import { isFinal, type JobState, type MigrationJobView } from '../../domain/job.js';
-import type { StepName } from '../../domain/migration.js';
+import { type StepName, tracksWrites } from '../../domain/migration.js';
 import type { Clock } from '../../engine/ports/clock.js';
 import { Rate } from '../../kit/rate.js';
 import { Subscribers } from '../../kit/subscribers.js';
@@ -174,7 +174,9 @@ function endedItself(error: MigrationError | null): boolean {
 function stepOf({ state, hasRun, request }: ArrivalView): StepName {
   if (hasRun && state === 'complete') return request.memoryKey === undefined ? 'releaseSource' : 'verifyMemory';
   if (hasRun) return 'drain';
-  return state === 'loaded' ? 'transferState' : state === 'connected' ? 'connectTarget' : 'prepareTarget';
+  if (state === 'loaded') return 'transferState';
+  if (state !== 'connected') return 'prepareTarget';
+  return tracksWrites(request.mode) ? 'push' : 'connectTarget';
 }
 
 function errorOf({ error, request, state: session }: ArrivalView, state: JobState): unknown {

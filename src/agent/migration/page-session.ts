@@ -6,6 +6,7 @@
 import { MigrationError } from '../../domain/errors.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
 import type { ArrivalTags } from '../../native/chunk-types.js';
+import { failureToError } from '../../native/failure.js';
 import type { TargetSessionHandle, TargetSnapshot, TouchOrder } from '../../native/types.js';
 import type { TargetCounter } from '../../protocol/wire.js';
 import type { HostContext } from '../vm/context.js';
@@ -16,6 +17,7 @@ import { PageLink } from './page-link.js';
 const SUMMED: readonly TargetCounter[] = [
   'demandBytes',
   'prefetchBytes',
+  'pushBytes',
   'faultCount',
   'faultOnClaimedCount',
   'faultWaitNs',
@@ -31,6 +33,8 @@ export interface PageSessionOptions {
   readonly tags?: ArrivalTags;
   /** True: use the presence maps of an earlier process. */
   readonly isResume: boolean;
+  /** True: pages are fetched while the VM still runs on the source. Absent: they are not. */
+  readonly isAhead?: boolean;
   /** Called when every page has arrived. */
   readonly onComplete: () => void;
 }
@@ -47,6 +51,10 @@ export class PageSession {
   #isFillWanted = false;
   #isServing = false;
   #isFilling = false;
+  /** Pages are being fetched while the VM runs elsewhere, and some are still missing. */
+  #isAhead = false;
+  /** Those who wait for the next edge. */
+  readonly #wakers = new Set<() => void>();
   #isClosed = false;
   /** The failure that was reported last. */
   #reported: { readonly reason: string; readonly pagesPresent: bigint } | null = null;
@@ -82,6 +90,35 @@ export class PageSession {
     await this.#link.connect({ session, token, endpoint });
   }
 
+  /**
+   * Fetches the missing pages while the VM runs elsewhere: begins, or goes on. Resolves with true when all are here,
+   * with false after `msMax`. A lost connection is made again meanwhile.
+   */
+  async fetchAhead(msMax: number): Promise<boolean> {
+    const deadlineMs = performance.now() + msMax;
+    if (!this.#isAhead) {
+      this.#refuseUnlessIdle();
+      this.#isAhead = true;
+      this.#fetchAheadNow();
+    }
+    while (this.#isAhead) {
+      if (this.#isClosed) throw new MigrationError('CONFLICT', 'the page session has ended');
+      const { state, failure } = this.snapshot;
+      if (state === 'failed' && failure !== null) throw failureToError(failure, 'fetching pages ahead');
+      const leftMs = deadlineMs - performance.now();
+      if (leftMs <= 0) return false;
+      await this.#edge(leftMs);
+    }
+    return true;
+  }
+
+  /** Gives up the pages that the VM has written before this round was noted. */
+  async takeBack(round: number): Promise<{ pages: number }> {
+    if (this.#isAhead) throw new MigrationError('CONFLICT', 'pages are still being fetched ahead');
+    this.#refuseUnlessIdle();
+    return this.#link.reader.takeBack(round);
+  }
+
   /** Starts serving faults, but no prefetch, as soon as there is a connection. The VM does not run yet. */
   serveDemand(): void {
     this.#isServeWanted = true;
@@ -104,6 +141,7 @@ export class PageSession {
     if (this.#isClosed) return;
     this.#snapshot = this.#read();
     this.#isClosed = true;
+    this.#wake();
     await this.#link.close();
   }
 
@@ -121,6 +159,7 @@ export class PageSession {
       ...(this.#options.order === undefined ? {} : { order: this.#options.order }),
       ...(this.#options.tags === undefined ? {} : { tags: this.#options.tags }),
       isResume,
+      hasFetchedAhead: isResume && this.#options.isAhead === true,
       onEdge: () => this.#onEdge(),
     });
   }
@@ -152,7 +191,39 @@ export class PageSession {
     else if (this.#isServeWanted && !this.#isServing) {
       this.#link.reader.serveDemand();
       this.#isServing = true;
-    }
+    } else if (this.#isAhead) this.#fetchAheadNow();
+  }
+
+  #fetchAheadNow(): void {
+    this.#link.reader.fetchAhead();
+    this.#noteAhead();
+  }
+
+  /** Before its end the native session is in another state, and so is one whose connection is lost. */
+  #noteAhead(): void {
+    if (this.#isAhead && this.#link.isConnected && this.snapshot.state === 'idle') this.#isAhead = false;
+  }
+
+  #refuseUnlessIdle(): void {
+    if (this.#isServeWanted || this.#isFillWanted)
+      throw new MigrationError('CONFLICT', 'the VM does not run on its source any more');
+    if (!this.#link.isConnected) throw new MigrationError('DISCONNECTED', 'the source is not connected');
+  }
+
+  #edge(msMax: number): Promise<void> {
+    return new Promise((resolve) => {
+      const wake = (): void => {
+        clearTimeout(timer);
+        this.#wakers.delete(wake);
+        resolve();
+      };
+      const timer = setTimeout(wake, msMax);
+      this.#wakers.add(wake);
+    });
+  }
+
+  #wake(): void {
+    for (const wake of [...this.#wakers]) wake();
   }
 
   #fill(): void {
@@ -187,6 +258,8 @@ export class PageSession {
       this.#link.noteFailed();
       this.#reportFailure(failure);
     }
+    this.#noteAhead();
+    this.#wake();
   }
 
   /** Reports a failure once, although every reopened session meets it again, until pages arrive. */

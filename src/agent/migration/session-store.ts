@@ -52,7 +52,7 @@ const endpoint = z.strictObject({
   transport,
   host: z.string(),
   port: z.int().min(0).max(65535),
-  keys: z.array(z.strictObject({ ram: z.string(), dataMap: z.string() })),
+  keys: z.array(z.strictObject({ ram: z.string(), dataMap: z.string(), dirtyMap: z.string().exactOptional() })),
   dataSecurity: z.enum(DATA_SECURITIES).exactOptional(),
 });
 

@@ -5,8 +5,8 @@
 import type { OpenStream } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import { guestEndText } from '../../domain/guest-end.js';
-import type { ChunkRange, FrozenDigests, SourceEndpointInfo } from '../../engine/ports/session.js';
-import type { ExposeRequest, NativeMigrateOptions, SourcePort } from '../../engine/ports/source.js';
+import type { ChunkRange, DirtyRound, FrozenDigests, SourceEndpointInfo } from '../../engine/ports/session.js';
+import type { ExposeRequest, NativeMigrateOptions, SourcePort, StopReply } from '../../engine/ports/source.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { MigrationContext } from './context.js';
@@ -73,7 +73,8 @@ export class SourceAgent implements SourcePort {
   }
 
   async expose(request: ExposeRequest): Promise<SourceEndpointInfo> {
-    const { session, vm: name } = request;
+    const { isTracked = false, ...asked } = request;
+    const { session, vm: name } = asked;
     const missing = await this.#missingMemory(name);
     if (missing !== null)
       throw new MigrationError('VM_BUSY', `memory of ${name} is still missing on this host: ${missing}`);
@@ -89,7 +90,9 @@ export class SourceAgent implements SourcePort {
       const vm = this.#context.vms.get(name);
       await this.#checkOwner(name);
       if (vm.state !== 'running') throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
-      const source = await SourceSession.expose(this.#context, { ...request, version: 1, role: 'source' }, vm);
+      const source = await SourceSession.expose(this.#context, { ...asked, version: 1, role: 'source' }, vm, {
+        isTracked,
+      });
       this.#sources.set(session, source);
       return source.endpoint;
     });
@@ -105,7 +108,11 @@ export class SourceAgent implements SourcePort {
     });
   }
 
-  async stop(_vm: string, session: string): Promise<{ readonly stoppedAtUs: number; readonly stoppedForMs: number }> {
+  async noteDirty(vm: string, session: string): Promise<DirtyRound> {
+    return this.#sayingGuestEnd(vm, () => this.#source(session).noteDirty());
+  }
+
+  async stop(_vm: string, session: string): Promise<StopReply> {
     const source = this.#source(session);
     await this.#becomeStopper(source.record.vm, session);
     return this.#sayingGuestEnd(source.record.vm, () => source.stop());

@@ -7,9 +7,10 @@ import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { StateExport, StateStream } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { ChunkRange, FrozenDigests, SourceEndpointInfo } from '../../engine/ports/session.js';
+import type { ChunkRange, DirtyRound, FrozenDigests, SourceEndpointInfo } from '../../engine/ports/session.js';
+import type { StopReply } from '../../engine/ports/source.js';
 import { failureToError } from '../../native/failure.js';
-import type { DataListenerHandle, SourceClone, SourceSessionHandle } from '../../native/types.js';
+import type { DataListenerHandle, SourceClone, SourceSessionHandle, VmMemoryHandle } from '../../native/types.js';
 import { ownPagesPath, removeRegionFiles } from '../vm/ram-files.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { MigrationContext } from './context.js';
@@ -33,7 +34,9 @@ export class SourceSession {
   #closing: Promise<void> = Promise.resolve();
   #counters: Readonly<Record<string, number>> = {};
   #state: StateExport | null = null;
-  #stopping: Promise<{ stoppedAtUs: number }> | null = null;
+  #stopping: Promise<Omit<StopReply, 'stoppedForMs'>> | null = null;
+  /** `#pages` notes which pages the VM writes, and has searched the files for holes by itself. */
+  #isTracked = false;
   #scanTimer: NodeJS.Timeout | null = null;
   #transferring: Promise<{ deviceStateBytes: number }> | null = null;
   /** The reason why pages of a clone are lost, or null. */
@@ -50,13 +53,18 @@ export class SourceSession {
     this.#vm = vm;
   }
 
-  static async expose(context: MigrationContext, record: SourceRecord, vm: ManagedVm): Promise<SourceSession> {
+  static async expose(
+    context: MigrationContext,
+    record: SourceRecord,
+    vm: ManagedVm,
+    { isTracked }: { readonly isTracked: boolean },
+  ): Promise<SourceSession> {
     const source = new SourceSession(context, record, vm);
     if (vm.regions.length === 0)
       throw new MigrationError('UNSUPPORTED', `the memory of ${record.vm} is private, so it cannot be exposed`);
     await context.store.save(record);
     try {
-      await source.#open();
+      await source.#open(isTracked);
       source.#state = await vm.process.exportState();
     } catch (error) {
       await source.unexpose();
@@ -113,14 +121,25 @@ export class SourceSession {
     return { transport, ...this.#context.transports.place(transport, this.#listener), keys: this.#pages.keys };
   }
 
+  /**
+   * Each call makes a round of its own, and none is repeated: the pages of a round that the target does not take back
+   * would stay there as they were. So a move whose round gets lost must be undone.
+   */
+  async noteDirty(): Promise<DirtyRound> {
+    const { vm } = this.record;
+    if (this.#pages === null || !this.#isTracked) throw new MigrationError('CONFLICT', `writes of ${vm} are not noted`);
+    if (this.#stopping !== null) throw new MigrationError('CONFLICT', `${vm} is being stopped`);
+    return this.#pages.noteDirty(false);
+  }
+
   /** The VM runs during most of this call. `stoppedForMs` is the time since it was stopped. */
-  async stop(): Promise<{ stoppedAtUs: number; stoppedForMs: number }> {
+  async stop(): Promise<StopReply> {
     this.#stopping ??= this.#stopOnce().catch((error: unknown) => {
       this.#stopping = null;
       throw error;
     });
-    const { stoppedAtUs } = await this.#stopping;
-    return { stoppedAtUs, stoppedForMs: Math.max(0, Date.now() - stoppedAtUs / 1000) };
+    const stopped = await this.#stopping;
+    return { ...stopped, stoppedForMs: Math.max(0, Date.now() - stopped.stoppedAtUs / 1000) };
   }
 
   transferState(target: string): Promise<{ deviceStateBytes: number }> {
@@ -179,15 +198,16 @@ export class SourceSession {
     return this.#counters;
   }
 
-  async #open(): Promise<void> {
+  async #open(isTracked = false): Promise<void> {
     const { native, transports } = this.#context;
     const { transport, session, token } = this.record;
     await this.#closing;
     const served = await transports.served(transport);
     const { regions } = this.#vm;
     const clone = await this.#clone();
-    const options = { ...served, session, token, regions, ...clone };
+    const options = { ...served, session, token, regions, ...clone, ...(isTracked ? this.#tracked() : {}) };
     this.#pages = await transports.registering(transport, () => native.openSourceSession(options));
+    this.#isTracked = isTracked;
     this.#listener = served.listener;
   }
 
@@ -236,13 +256,19 @@ export class SourceSession {
     return { clone: { vm: isOver ? null : this.#vm.memory, ownPaths, isResume: this.#hasDeparted } };
   }
 
+  #tracked(): { tracked: VmMemoryHandle } {
+    const { memory, spec } = this.#vm;
+    if (memory !== null && !this.#isClone) return { tracked: memory };
+    throw new MigrationError('UNSUPPORTED', `the writes of ${spec.name} cannot be noted while it runs`);
+  }
+
   async #reopen(): Promise<void> {
     await this.#open();
     if (this.#hasDeparted) this.#scan();
     else this.#closePages();
   }
 
-  async #stopOnce(): Promise<{ stoppedAtUs: number }> {
+  async #stopOnce(): Promise<Omit<StopReply, 'stoppedForMs'>> {
     const { vms, log } = this.#context;
     const { session, vm } = this.record;
     const state = this.#state;
@@ -258,7 +284,10 @@ export class SourceSession {
       { session, callMs: performance.now() - calledAtMs, stoppedForMs: Date.now() - stoppedAtUs / 1000 },
       'stopped',
     );
-    return { stoppedAtUs };
+    if (!this.#isTracked) return { stoppedAtUs };
+    // No vCPU runs and no disk request is under way, so this is the last round.
+    if (this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is no longer exposed`);
+    return { stoppedAtUs, dirty: await this.#pages.noteDirty(true) };
   }
 
   async #send(stream: StateStream): Promise<number> {
@@ -283,7 +312,7 @@ export class SourceSession {
     };
     this.#context.log.debug({ session: this.record.session, deviceStateBytes, ...parts }, 'device state handed over');
     this.#hasDeparted = true;
-    this.#scanTimer = setTimeout(() => this.#scan(), SCAN_DELAY_MS);
+    if (!this.#isTracked) this.#scanTimer = setTimeout(() => this.#scan(), SCAN_DELAY_MS);
     return { deviceStateBytes };
   }
 
@@ -318,6 +347,7 @@ export class SourceSession {
     });
     this.#closing = closing ?? this.#closing;
     this.#pages = null;
+    this.#isTracked = false;
     this.#listener = null;
   }
 

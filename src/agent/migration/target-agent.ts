@@ -172,8 +172,16 @@ export class TargetAgent implements TargetPort {
     return this.#target(session).openStream();
   }
 
-  async awaitLoaded(session: string): Promise<void> {
-    await this.#target(session).awaitLoaded();
+  async fetchAhead(session: string): Promise<{ readonly isDone: boolean }> {
+    return this.#target(session).fetchAhead();
+  }
+
+  async takeBack(session: string, round: number): Promise<{ readonly pages: number }> {
+    return this.#target(session).takeBack(round);
+  }
+
+  async awaitLoaded(session: string, lastRound?: number): Promise<void> {
+    await this.#target(session).awaitLoaded(lastRound);
   }
 
   async resume(session: string, epoch: number): Promise<{ readonly resumedAtUs: number }> {

@@ -10,7 +10,7 @@
 import type { Duplex, Readable } from 'node:stream';
 import type { StateImport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import { MODE_TRAITS } from '../../domain/migration.js';
+import { MODE_TRAITS, tracksWrites } from '../../domain/migration.js';
 import type { VmExit } from '../../domain/vm.js';
 import type {
   Legacy,
@@ -27,6 +27,7 @@ import { ArrivedMemory } from './arrived-memory.js';
 import type { MigrationContext } from './context.js';
 import { endedOf, inheritExitCode } from './ended-vm.js';
 import { goneError } from './gone.js';
+import { Loading } from './loading.js';
 import { withOwnMemory } from './own-memory.js';
 import { ownerAfterRestart, refuseOtherEpoch, refuseOtherStart, takeOwnership } from './ownership.js';
 import { PageSession } from './page-session.js';
@@ -37,6 +38,7 @@ export class TargetSession {
   readonly #vm: ManagedVm;
   readonly #state: StateImport;
   readonly #pages: PageSession | null;
+  readonly #loading: Loading;
   #record: TargetRecord;
   /** True if the owner record names this host and this session. */
   #hasRun = false;
@@ -68,10 +70,12 @@ export class TargetSession {
             token: record.token,
             bandwidthBytesPerS: record.bandwidthBytesPerS,
             isResume: before.isResume,
+            isAhead: tracksWrites(record.mode),
             ...this.memory.tags,
             onComplete: () => this.#completed(),
           })
         : null;
+    this.#loading = new Loading(vm, this.#state, this.#pages, record.mode);
   }
 
   /** `signal` cancels it. If it rejects, it has removed everything it had made. */
@@ -170,7 +174,7 @@ export class TargetSession {
   /** Passes the device state to QEMU. Resolves when QEMU has loaded all of it. The VM does not run yet. */
   async acceptState(body: Readable): Promise<void> {
     const beganAtMs = performance.now();
-    await this.#explained(this.#state.accept(body));
+    await this.#loading.accept(body);
     const ms = performance.now() - beganAtMs;
     this.#context.log.debug({ session: this.#record.session, ms }, 'device state loaded');
   }
@@ -181,24 +185,19 @@ export class TargetSession {
     return this.#hasRun ? this.#state.reopenStream() : this.#state.openStream();
   }
 
-  /**
-   * The coordinator calls it once the source has stopped. The source's memory is final then, so faults may be served.
-   * They must be served, because a device may read guest memory while it loads its state (virtio-net reads its rings),
-   * and QEMU's main loop would wait for ever.
-   */
-  async awaitLoaded(): Promise<void> {
-    if (!this.#state.isLoaded) this.#refuseIfEnded();
-    this.#pages?.serveDemand();
-    await this.#explained(this.#state.loaded());
+  async fetchAhead(): Promise<{ isDone: boolean }> {
+    this.#refuseIfEnded();
+    return this.#loading.fetchAhead();
   }
 
-  /** Adds the last words of QEMU, whose log goes with the session. */
-  async #explained<T>(work: Promise<T>): Promise<T> {
-    try {
-      return await work;
-    } catch (error) {
-      throw await this.#vm.process.explain(error);
-    }
+  async takeBack(round: number): Promise<{ pages: number }> {
+    this.#refuseIfEnded();
+    return this.#loading.takeBack(round);
+  }
+
+  async awaitLoaded(lastRound?: number): Promise<void> {
+    if (!this.#state.isLoaded) this.#refuseIfEnded();
+    await this.#loading.awaitLoaded(lastRound);
   }
 
   async resume(epoch: number): Promise<{ resumedAtUs: number }> {
@@ -230,10 +229,10 @@ export class TargetSession {
   arrival(): ArrivalView {
     const state = this.#knownState();
     const { counters, ...read } = this.#read(state);
-    const { demandBytes = 0, prefetchBytes = 0, faultCount = 0 } = counters;
+    const { demandBytes = 0, prefetchBytes = 0, pushBytes = 0, faultCount = 0 } = counters;
     return this.#arrival.view({
       ...read,
-      ...{ state, faultCount, hasRun: this.#hasRun, bytesDone: demandBytes + prefetchBytes },
+      ...{ state, faultCount, hasRun: this.#hasRun, bytesDone: demandBytes + prefetchBytes + pushBytes },
     });
   }
 
@@ -283,14 +282,14 @@ export class TargetSession {
   /** Called when QEMU has ended. The coordinator learns from the error how. */
   async lost(exit: VmExit): Promise<void> {
     this.#gone ??= goneError(this.vmName, this.#context.host, exit);
-    this.#state.end(this.#gone);
+    this.#loading.end(this.#gone);
     await this.#pages?.close();
   }
 
   /** Closes the session's connections. Files and QEMU stay. */
   async close(): Promise<void> {
     this.#isOver = true;
-    this.#state.end(new MigrationError('CANCELLED', `session ${this.#record.session} has ended`));
+    this.#loading.end(new MigrationError('CANCELLED', `session ${this.#record.session} has ended`));
     await this.#pages?.close();
   }
 

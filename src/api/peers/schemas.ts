@@ -61,7 +61,9 @@ export const endpoint = z.strictObject({
   transport,
   host: z.string().min(1).max(ADDRESS_MAX),
   port: z.int().min(0).max(65_535),
-  keys: z.array(z.strictObject({ ram: hex, dataMap: hex, presence: hex.exactOptional() })).max(KEYS_MAX),
+  keys: z
+    .array(z.strictObject({ ram: hex, dataMap: hex, presence: hex.exactOptional(), dirtyMap: hex.exactOptional() }))
+    .max(KEYS_MAX),
   dataSecurity: z.enum(DATA_SECURITIES).exactOptional(),
 });
 
@@ -71,6 +73,20 @@ export const exposeRequest = z.strictObject({
   token: sessionToken,
   transport,
   target: hostName,
+  isTracked: z.boolean().exactOptional(),
+});
+
+export const round = z
+  .int()
+  .min(1)
+  .max(2 ** 32 - 1);
+
+export const dirtyRound = z.object({ round, dirtyPages: count });
+
+export const stopReply = z.object({
+  stoppedAtUs: microseconds,
+  stoppedForMs: count,
+  dirty: dirtyRound.exactOptional(),
 });
 
 export const nativeOptions = z.strictObject({

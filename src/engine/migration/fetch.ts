@@ -178,8 +178,8 @@ function ignoreNotFound(thrown: unknown): void {
 }
 
 function bytesFetched({ counters, pagesPresent, pageBytes }: SessionProgress): number {
-  const { demandBytes, prefetchBytes } = counters;
+  const { demandBytes, prefetchBytes, pushBytes = 0 } = counters;
   return demandBytes === undefined || prefetchBytes === undefined
     ? pagesPresent * pageBytes
-    : demandBytes + prefetchBytes;
+    : demandBytes + prefetchBytes + pushBytes;
 }

@@ -1,6 +1,7 @@
 /** The steps during which the VM runs undisturbed on the source. Their undo does not affect the guest. */
 import { raised } from '../../domain/data-security.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { tracksWrites } from '../../domain/migration.js';
 import type { StepExecutor } from './context.js';
 
 export const reserve: StepExecutor = {
@@ -51,12 +52,14 @@ export const prepareTarget: StepExecutor = {
 export const exposeSource: StepExecutor = {
   async forward(context) {
     const { record, ports } = context;
+    const { mode } = record.plan.request;
     context.endpoint = await ports.source.expose({
       session: record.session,
       vm: record.plan.request.vm,
       token: record.token,
       transport: record.plan.request.transport,
       target: record.plan.request.target,
+      ...(tracksWrites(mode) ? { isTracked: true } : {}),
     });
     return undefined;
   },

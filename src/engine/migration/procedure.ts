@@ -11,6 +11,7 @@
  *   prepareTarget  source, running  undone at restart    undone (2)       VM dies (1)  undone       undone (2)
  *   exposeSource   source, running  undone at restart    undone (2)       VM dies (1)  undone       undone (2)
  *   connectTarget  source, running  undone at restart    undone (2)       VM dies (1)  undone       undone (2)
+ *   push           source, running  undone at restart    undone (2)       VM dies (1)  undone       undone (2)
  *   nativeStart    source, running  undone at restart    undone (2)       VM dies (1)  undone       undone (2)
  *   stopSource     source, stopped  stopped till restart undone (2)       VM dies (1)  undone       undone (2)
  *   transferState  source, stopped  stopped till restart undone (2)       VM dies (1)  undone       undone (2)
@@ -64,6 +65,7 @@ import { isCommitted } from './is-committed.js';
 import { wasForced } from './lost.js';
 import { nativeStart, nativeSwitchover } from './native.js';
 import { connectTarget, exposeSource, prepareTarget, reserve } from './prepare.js';
+import { push } from './push.js';
 import { buildReport } from './report.js';
 import { commit, resumeTarget, stopSource, transferState } from './switchover.js';
 import { verifyMemory } from './verify.js';
@@ -74,6 +76,7 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
     prepareTarget,
     exposeSource,
     connectTarget,
+    push,
     stopSource,
     transferState,
     commit,

@@ -41,7 +41,8 @@ export function buildReport({ record, ports, findings, phases, marks }: StepCont
     totalMs: Math.max(0, totalMs),
     rounds: findings.rounds,
     bytes: {
-      push: findings.pushBytes,
+      // QEMU's own migration has counted it, or the target.
+      push: findings.pushBytes + target('pushBytes'),
       demand: target('demandBytes'),
       prefetch: target('prefetchBytes'),
       zeroSkipped: target('pagesZero') * findings.pageBytes,

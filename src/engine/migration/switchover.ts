@@ -3,6 +3,7 @@
  * blackout, so everything that can be awaited elsewhere is.
  */
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { tracksWrites } from '../../domain/migration.js';
 import type { Clock } from '../ports/clock.js';
 import type { StepContext, StepExecutor } from './context.js';
 import { guestEndOf, lost } from './lost.js';
@@ -15,9 +16,13 @@ const TARGETS_REASON_MS = 400;
 export const stopSource: StepExecutor = {
   async forward(context) {
     const { record, ports } = context;
-    const { stoppedAtUs, stoppedForMs } = await ports.source.stop(record.plan.request.vm, record.session);
+    const { vm, mode } = record.plan.request;
+    const { stoppedAtUs, stoppedForMs, dirty } = await ports.source.stop(vm, record.session);
     context.marks.stoppedAtMs = ports.clock.nowMs() - stoppedForMs;
-    return { stoppedAtUs };
+    if (!tracksWrites(mode)) return { stoppedAtUs };
+    if (dirty === undefined)
+      throw new MigrationError('INTERNAL', `nobody knows which pages ${vm} has written since they were fetched`);
+    return { stoppedAtUs, rounds: dirty.round };
   },
   /** When a migration fails, resuming the source matters most to the guest. Nothing on the target is awaited before. */
   async undo({ record, ports }) {
@@ -26,9 +31,12 @@ export const stopSource: StepExecutor = {
 };
 
 export const transferState: StepExecutor = {
-  async forward({ record, ports }) {
+  async forward({ record, ports, findings }) {
     const transferred = ports.source.transferState(record.plan.request.vm, record.session, record.plan.request.target);
-    const loaded = ports.target.awaitLoaded(record.session);
+    // The rounds are counted from 1, so their number is that of the last one.
+    const loaded = tracksWrites(record.plan.request.mode)
+      ? ports.target.awaitLoaded(record.session, findings.rounds)
+      : ports.target.awaitLoaded(record.session);
     try {
       const [{ deviceStateBytes }] = await Promise.all([transferred, loaded]);
       return { deviceStateBytes };

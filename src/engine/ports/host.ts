@@ -4,7 +4,7 @@
  *
  * Rules for every implementation:
  *  - Each call is idempotent for the same session or fork. The coordinator may repeat it after a crash, or if an answer
- *    was lost.
+ *    was lost. The one exception is noteDirty (source.ts).
  *  - A call that throws may or may not have taken effect. The engine undoes it in both cases.
  *  - An error carries a MigrationError code. UNREACHABLE, TIMEOUT and DISCONNECTED may be transient; others are final.
  *  - `discard`, `unexpose`, `release` and `discardFork` are final for their session or fork. A `prepare`, `connect`,

@@ -10,6 +10,8 @@ export interface RegionKeysPort {
   readonly dataMap: string;
   /** Of a host that may lack pages of the region: which ones it has. */
   readonly presence?: string;
+  /** Of a VM whose writes are tracked: which pages it has written since the last round. */
+  readonly dirtyMap?: string;
 }
 
 export interface SourceEndpointInfo {
@@ -55,6 +57,12 @@ export interface FrozenDigests {
 export interface ArrivedDigests {
   readonly digests: string | null;
   readonly reason?: string;
+}
+
+/** One reading of which pages the VM has written since the one before. Rounds count from 1. */
+export interface DirtyRound {
+  readonly round: number;
+  readonly dirtyPages: number;
 }
 
 export interface PrepareReply {

@@ -1,5 +1,5 @@
 import type { Transport } from '../../domain/transport.js';
-import type { ChunkRange, FrozenDigests, SourceEndpointInfo } from './session.js';
+import type { ChunkRange, DirtyRound, FrozenDigests, SourceEndpointInfo } from './session.js';
 
 export interface ExposeRequest {
   readonly session: string;
@@ -9,6 +9,16 @@ export interface ExposeRequest {
   readonly transport: Transport;
   /** The host that the VM moves to. The connection for the device state is opened to it beforehand. */
   readonly target: string;
+  /** Note which pages the VM writes from now on. Absent: the target fetches nothing while the VM runs here. */
+  readonly isTracked?: boolean;
+}
+
+export interface StopReply {
+  /** The stop by QEMU's wall clock. */
+  readonly stoppedAtUs: number;
+  readonly stoppedForMs: number;
+  /** The last round. Only of a session whose writes are tracked. */
+  readonly dirty?: DirtyRound;
 }
 
 export interface NativeMigrateOptions {
@@ -27,11 +37,17 @@ export interface SourcePort {
   expose(request: ExposeRequest): Promise<SourceEndpointInfo>;
   unexpose(session: string): Promise<void>;
   /**
-   * Stops the vCPUs and freezes the memory for the session. The VM still runs for some milliseconds of this call, while
-   * QEMU sets up its stream. So the blackout begins `stoppedForMs` before the call returns, not when it is made.
-   * `stoppedAtUs` is the stop by QEMU's wall clock.
+   * Notes which pages the VM has written since the last round, for the target to give up its copies of them. Each call
+   * makes a round, and no two rounds tell of the same write. So a round whose number has not reached the target would
+   * be lost, with writes in it: a caller that gets no answer must undo the move, and not ask again.
    */
-  stop(vm: string, session: string): Promise<{ readonly stoppedAtUs: number; readonly stoppedForMs: number }>;
+  noteDirty(vm: string, session: string): Promise<DirtyRound>;
+  /**
+   * Stops the vCPUs and freezes the memory for the session. The VM still runs for some milliseconds of this call, while
+   * QEMU sets up its stream. So the blackout begins `stoppedForMs` before the call returns, not when it is made. If the
+   * writes of the VM are tracked, the last round of them is noted before the call returns.
+   */
+  stop(vm: string, session: string): Promise<StopReply>;
   /**
    * Undoes `stop`: the VM runs again. Throws OWNER_CHANGED if the VM no longer belongs to this host, and CONFLICT if
    * another session has stopped it since. A late undo must not run the VM while that other session may be committed.

@@ -16,8 +16,22 @@ export interface TargetPort {
    */
   prepare(request: PrepareRequest): Promise<PrepareReply>;
   connect(session: string, source: SourceEndpointInfo): Promise<void>;
-  /** Resolves when the device state is loaded and the VM waits for `resume`. Rejects if loading fails. */
-  awaitLoaded(session: string): Promise<void>;
+  /**
+   * Fetches the missing pages while the VM still runs on the source: begins, or goes on. Resolves when all are here, or
+   * after about a second, so that the caller can watch what arrives.
+   */
+  fetchAhead(session: string): Promise<{ readonly isDone: boolean }>;
+  /**
+   * Gives up the pages that the VM has written before this round was noted: they are missing again. Every round must be
+   * taken, in turn. To repeat the last one changes nothing and gives the same answer.
+   */
+  takeBack(session: string, round: number): Promise<{ readonly pages: number }>;
+  /**
+   * Resolves when the device state is loaded and the VM waits for `resume`. Rejects if loading fails. `lastRound` is
+   * that of the stopped VM, if pages were fetched while it ran. It is taken back first: before that QEMU gets no byte
+   * of the device state, because a device may read memory while it loads.
+   */
+  awaitLoaded(session: string, lastRound?: number): Promise<void>;
   /** Notes ownership at `epoch`, starts serving faults and runs the VM. Only after the commit. It may be repeated. */
   resume(session: string, epoch: number): Promise<{ readonly resumedAtUs: number }>;
   progress(session: string): Promise<SessionProgress>;

@@ -1,4 +1,4 @@
-import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
+import { type MigrationRequest, MODE_TRAITS, tracksWrites } from '../../domain/migration.js';
 import { describeBytes } from '../bytes.js';
 
 /**
@@ -20,7 +20,13 @@ export function estimate(request: MigrationRequest, memoryBytes: number): Estima
   const time = isLimited
     ? `which takes ${describeMs(moveMs)} at the limit of ${describeBytes(bytesPerS)}/s`
     : 'as fast as the link is (it has not been measured, and no limit is set)';
-  const notes = [`at most ${describeBytes(memoryBytes)} move, ${time}; zero pages are skipped`];
+  const notes = tracksWrites(request.mode)
+    ? [
+        `at most ${describeBytes(memoryBytes)} move while ${request.vm} runs on the source, ${time}; ` +
+          'zero pages are skipped',
+        `what ${request.vm} writes meanwhile moves again, and what is left at the stop moves after it, on demand`,
+      ]
+    : [`at most ${describeBytes(memoryBytes)} move, ${time}; zero pages are skipped`];
   const { mover, fetches } = MODE_TRAITS[request.mode];
   if (mover === 'pager') {
     notes.push(

@@ -36,6 +36,20 @@ export const STEPS_OF_MODE: Readonly<Record<MigrationMode, readonly StepName[]>>
     'verifyMemory',
     'releaseSource',
   ],
+  hybrid: [
+    'reserve',
+    'prepareTarget',
+    'exposeSource',
+    'connectTarget',
+    'push',
+    'stopSource',
+    'transferState',
+    'commit',
+    'resumeTarget',
+    'drain',
+    'verifyMemory',
+    'releaseSource',
+  ],
   'native-precopy': [
     'reserve',
     'prepareTarget',
@@ -66,7 +80,8 @@ export const PREREQUISITES: Readonly<Record<StepName, { all: readonly StepName[]
   prepareTarget: { all: ['reserve'], ifPlanned: [] },
   exposeSource: { all: ['reserve'], ifPlanned: [] },
   connectTarget: { all: ['prepareTarget', 'exposeSource'], ifPlanned: [] },
-  stopSource: { all: ['connectTarget'], ifPlanned: [] },
+  push: { all: ['connectTarget'], ifPlanned: [] },
+  stopSource: { all: ['connectTarget'], ifPlanned: ['push'] },
   transferState: { all: ['stopSource'], ifPlanned: [] },
   nativeStart: { all: ['prepareTarget'], ifPlanned: [] },
   nativeSwitchover: { all: ['nativeStart'], ifPlanned: [] },
@@ -100,13 +115,14 @@ export function firstStepOutOfOrder(steps: readonly { readonly name: StepName }[
  * Deadlines. They are the only way to notice a silent target. Deadlines of steps during which the VM is stopped are
  * below 5 s, because the VM must run again within 5 s after a failure. stopSource may take longer: the VM runs during
  * most of it. 0 means no deadline, where giving up would be worse than waiting: after a deadline the outcome of commit
- * would be unknown; during drain and verifyMemory the engine watches for progress instead.
+ * would be unknown; during push, drain and verifyMemory the engine watches for progress instead.
  */
 const TIMEOUT_MS: { readonly [Name in StepName]: number } = {
   reserve: 5_000,
   prepareTarget: 30_000,
   exposeSource: 10_000,
   connectTarget: 10_000,
+  push: 0,
   stopSource: 8_000,
   transferState: 3_500,
   commit: 0,
@@ -199,6 +215,11 @@ const DESCRIPTIONS: { readonly [Name in StepName]: StepDescription } = {
   connectTarget: {
     at: 'target',
     text: ({ target, transport }) => `connect ${target} to that memory over ${transport}`,
+  },
+  push: {
+    at: 'target',
+    text: ({ vm, source }) =>
+      `fetch the memory while ${vm} runs on ${source}, and again what it writes meanwhile, as long as that gets less`,
   },
   stopSource: {
     at: 'source',

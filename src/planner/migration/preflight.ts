@@ -22,6 +22,7 @@ import {
 } from '../target-host.js';
 import { checkClone } from './clone-preflight.js';
 import type { PreflightFacts, TargetFacts } from './facts.js';
+import { checkFetchAhead, checkTracking } from './hybrid.js';
 import { checkStorage } from './storage.js';
 import { checkTransport } from './transport.js';
 
@@ -40,6 +41,7 @@ export function preflight(request: MigrationRequest, facts: PreflightFacts): Ref
     ...checkRam(request, vm),
     ...checkState(sourceHost.host, sourceHost.stateFreeBytes),
     ...checkClone(request, sourceHost, vm),
+    ...checkTracking(request, sourceHost, vm),
   ];
   switch (target.kind) {
     case 'isSource':
@@ -63,6 +65,7 @@ export function preflight(request: MigrationRequest, facts: PreflightFacts): Ref
         ...checkQemu(target.inventory, vm, needsOf(request)),
         ...checkMemory(request, target.inventory, vm),
         ...checkVerification(request, [sourceHost, target.inventory]),
+        ...checkFetchAhead(request, target.inventory),
         ...checkState(target.inventory.host, target.inventory.stateFreeBytes),
         ...checkLimits(sourceHost.host, sourceHost.limits, { vmCount: 1, cpus: 0 }),
         ...checkLimits(target.inventory.host, target.inventory.limits, { vmCount: 1, cpus: vm.spec.cpus }),

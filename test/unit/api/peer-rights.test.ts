@@ -51,14 +51,14 @@ describe('a session', () => {
     expect(code('C', 'prepare', { session: SESSION, source: 'C' })).toBe(NO);
   });
 
-  test.each(['connect', 'awaitLoaded', 'resume', 'progress', 'reconnect', 'inherit', 'finish', 'discard'])(
-    'is open to %s of its source only',
-    (name) => {
-      expect(code('B', name, SESSION, 1)).toBe('ok');
-      expect(code('C', name, SESSION, 1)).toBe(NO);
-      expect(code('C', name, UNKNOWN, 1)).toBe('ok');
-    },
-  );
+  test.each([
+    ...['connect', 'fetchAhead', 'takeBack', 'awaitLoaded', 'resume', 'progress', 'reconnect', 'inherit'],
+    ...['finish', 'discard'],
+  ])('is open to %s of its source only', (name) => {
+    expect(code('B', name, SESSION, 1)).toBe('ok');
+    expect(code('C', name, SESSION, 1)).toBe(NO);
+    expect(code('C', name, UNKNOWN, 1)).toBe('ok');
+  });
 });
 
 describe('a fork', () => {

@@ -167,7 +167,8 @@ describe('vmigrate', () => {
     [['web', 'B', 'C']],
     [['web', 'B', '--no-such-flag']],
     [['web', 'B', '--precopy']],
-    [['web', 'B', '--hybrid']],
+    [['web', 'B', '--hybrid', '--postcopy']],
+    [['web', 'B', '--hybrid', '--max-downtime', '5']],
     [['web', 'B', '--tcp', '--shm']],
     [['web', 'B', '--bandwidth', '-1']],
     [['web', 'B', '--bandwidth', '1e3']],
@@ -194,6 +195,7 @@ describe('vmigrate', () => {
       ['--native'],
       ['--native', '--postcopy', '--bandwidth', '100', '--max-downtime', '50'],
       ['--shm'],
+      ['--hybrid', '--verify-memory'],
     ])
       expect(await run('vmigrate', 'web', 'B', '--detach', ...flags)).toMatchObject({
         code: 0,
@@ -203,6 +205,7 @@ describe('vmigrate', () => {
       { mode: 'native-precopy', transport: 'auto' },
       { mode: 'native-postcopy', bandwidthBytesPerS: 100 * 2 ** 20, downtimeMsMax: 50 },
       { mode: 'postcopy', transport: 'shm' },
+      { mode: 'hybrid', verifyMemory: true },
     ]);
   });
 

@@ -76,6 +76,12 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
   ['a full tmpfs at the source', { source: { ramFileFreeBytes: 10 * MIB } }, 'SOURCE_MEMORY', /100 MiB; A has 10/],
   ['no figure', { vm: { image: { ...image, ownBytes: Number.NaN } } }, 'SOURCE_MEMORY', /up to nothing/],
   [
+    'fetching ahead',
+    { request: { mode: 'hybrid' } },
+    'RAM_NOT_SHARED',
+    /vm1 runs on image 0011.*: what it writes is in no file/,
+  ],
+  [
     'a neighbour',
     { request: { transport: 'shm' }, target: { machineId: 'machine-of-A' } },
     'TRANSPORT_UNAVAILABLE',

@@ -161,7 +161,6 @@ describe('pre-flight', () => {
       IMAGE_INCOMPLETE: true,
       VM_FILLING: true,
       WRITES_ESCAPE: true,
-      WRITE_PROTECT_MISSING: true,
       DISK_NOT_SNAPSHOTTABLE: true,
       HOST_RESOURCE: true,
       DISK_CHANGED: true,

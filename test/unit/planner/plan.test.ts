@@ -25,6 +25,8 @@ const inventory = (name: string): fc.Arbitrary<HostInventory> => {
     host: fc.constant(name),
     machineId: near(good.machineId, fc.constant('machine-of-A')),
     protocolVersion: near(1, figure),
+    canFetchAhead: near(true, fc.boolean()),
+    canTrackWrites: near(true, fc.boolean()),
     dataSecurity: near('integrity', fc.constantFrom('none', 'integrity', 'encrypt')),
     qemuVersion: near(good.qemuVersion, fc.option(fc.string())),
     machines: near(good.machines, fc.array(fc.string())),
@@ -76,7 +78,7 @@ const vmInventory: fc.Arbitrary<VmInventory> = fc.record({
 const migrationOrder: fc.Arbitrary<MigrationOrder> = fc.record({
   vm: fc.constant('vm1'),
   target: fc.constant('B'),
-  mode: fc.constantFrom('postcopy', 'native-precopy', 'native-postcopy'),
+  mode: fc.constantFrom('postcopy', 'hybrid', 'native-precopy', 'native-postcopy'),
   transport: fc.constantFrom('tcp', 'auto', 'shm', 'rdma'),
   bandwidthBytesPerS: figure,
   downtimeMsMax: figure,

@@ -66,6 +66,8 @@ export function host(name: string): HostInventory {
     machineId: `machine-of-${name}`,
     protocolVersion: 1,
     dataSecurity: 'integrity',
+    canFetchAhead: true,
+    canTrackWrites: true,
     qemuVersion: '7.2.22 (Debian 1:7.2+dfsg-7)',
     machines: ['pc-q35-7.2', 'pc-i440fx-7.2'],
     isKvmUsable: false,

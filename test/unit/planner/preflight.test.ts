@@ -264,6 +264,12 @@ const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode,
     'MEMORY_NOT_VERIFIABLE',
     /QEMU moves its pages by itself/,
   ],
+  [
+    'fetching ahead from a kernel that does not note writes',
+    { request: { mode: 'hybrid' }, source: { canTrackWrites: false } },
+    'WRITE_PROTECT_MISSING',
+    /^the kernel of A cannot note/,
+  ],
   ['another protocol', { target: { protocolVersion: 2 } }, 'PROTOCOL_VERSION', /protocol versions differ: A 1, B 2/],
 ];
 
@@ -328,6 +334,7 @@ describe('pre-flight', () => {
       DATA_NOT_PROTECTED: true,
       MEMORY_NOT_VERIFIABLE: true,
       POLICY_FORBIDS: true,
+      WRITE_PROTECT_MISSING: true,
     };
     expect(new Set(CASES.map(([, , code]) => code))).toEqual(new Set(Object.keys(codes)));
   });

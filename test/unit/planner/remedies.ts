@@ -7,6 +7,7 @@ import type { Refusal } from '../../../src/domain/refusal.js';
 /** What each option of a remedy does to the request. */
 const OF_MIGRATIONS: readonly [RegExp, (match: RegExpExecArray) => Partial<MigrationRequest>][] = [
   [/--tcp/, () => ({ transport: 'tcp' })],
+  [/--postcopy/, () => ({ mode: 'postcopy' })],
   [/--native/, () => ({ mode: 'native-precopy' })],
   [/--verify-memory/, () => ({ verifyMemory: false })],
   [/--shared-storage assume/, () => ({ sharedStorage: 'assume' })],

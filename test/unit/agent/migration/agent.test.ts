@@ -288,3 +288,40 @@ describe('a clone that has left, and whose pages have not all been fetched', () 
     await expect(expose(FIRST)).rejects.toEqual(code('VM_LOST'));
   });
 });
+
+describe('a VM whose writes are noted', () => {
+  const exposeTracked = () =>
+    host.agent.source.expose({
+      ...{ session: FIRST, vm: 'web', token: 'e'.repeat(64), transport: 'tcp', target: 'B', isTracked: true },
+    });
+
+  test('has rounds until its stop, and the last one is in the answer to that', async () => {
+    await host.agent.start();
+    await exposeTracked();
+    const { source } = host.agent;
+    expect(await source.noteDirty('web', FIRST)).toEqual({ round: 1, dirtyPages: 7 });
+    expect(await source.noteDirty('web', FIRST)).toEqual({ round: 2, dirtyPages: 7 });
+    expect(await source.stop('web', FIRST)).toMatchObject({ dirty: { round: 3, dirtyPages: 7 } });
+    expect(host.exposures).toEqual(['opened', 'tracked', 'noted', 'noted', 'noted last']);
+    // A repeated stop gives the same answer. There is no round after the last one.
+    expect(await source.stop('web', FIRST)).toMatchObject({ dirty: { round: 3 } });
+    await expect(source.noteDirty('web', FIRST)).rejects.toEqual(code('CONFLICT'));
+    await source.unexpose(FIRST);
+    expect(host.exposures.slice(-2)).toEqual(['noted last', 'closed']);
+  });
+
+  test('needs the preload', async () => {
+    await host.agent.start();
+    host.vm['memory'] = null;
+    await expect(exposeTracked()).rejects.toEqual(code('UNSUPPORTED'));
+    expect(host.exposures).toEqual([]);
+  });
+
+  test('is exposed without that for a post-copy', async () => {
+    await host.agent.start();
+    await expose(FIRST);
+    await expect(host.agent.source.noteDirty('web', FIRST)).rejects.toEqual(code('CONFLICT'));
+    expect(await host.agent.source.stop('web', FIRST)).not.toHaveProperty('dirty');
+    expect(host.exposures).toEqual(['opened']);
+  });
+});

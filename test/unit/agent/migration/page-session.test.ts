@@ -1,4 +1,4 @@
-import { expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { PageSession } from '../../../../src/agent/migration/page-session.js';
 
 const FULL = { code: 4, errno: 28, what: 'region file system is full' };
@@ -37,4 +37,100 @@ test('a failure that each try meets again is logged once, and again after progre
   fail({ ...FULL, errno: 122 }, 8n);
   expect(errors).toHaveLength(3);
   await session.close();
+});
+
+/** A page session that is connected, whose native part is in the state that the test sets. */
+async function connected() {
+  const calls: string[] = [];
+  let edge = (): void => undefined;
+  const now = { state: 'idle', failure: null as typeof FULL | null, counters: {} };
+  const reach = (state: string, failure: typeof FULL | null = null): void => {
+    Object.assign(now, { state, failure });
+    edge();
+  };
+  const handle = {
+    snapshot: () => ({ ...now }),
+    connect: async () => void Object.assign(now, { state: 'idle' }),
+    fetchAhead: () => {
+      calls.push('fetchAhead');
+      now.state = 'ahead';
+    },
+    takeBack: async (round: number) => (calls.push(`takeBack ${round}`), { pages: round }),
+    serveDemand: () => void calls.push('serveDemand'),
+    close: async () => undefined,
+  };
+  const native = {
+    openTargetSession: (_: unknown, { onEdge }: { onEdge: () => void }) => {
+      edge = onEdge;
+      return handle;
+    },
+  };
+  const log = { warn: () => undefined, debug: () => undefined, error: () => undefined, info: () => undefined };
+  const vm = { memory: {}, regions: [], spec: { name: 'v', memory: { regions: [] } } };
+  const transports = {
+    connecting: async (_: object, __: object, call: (source: object, ms: number) => Promise<void>) => call({}, 1000),
+  };
+  const session = new PageSession({ native, vms: {}, log, transports } as never, vm as never, {
+    ...{ session: 's', token: 't', bandwidthBytesPerS: 0, isResume: false },
+    onComplete: () => undefined,
+  });
+  const connect = () => session.connect({ transport: 'tcp', host: '10.0.0.1', port: 1, keys: [] });
+  return { session, calls, reach, connect };
+}
+
+describe('pages that are fetched while the VM runs elsewhere', () => {
+  test('are all here when the native session is idle again, and the next call begins anew', async () => {
+    const { session, calls, reach, connect } = await connected();
+    await connect();
+    expect(await session.fetchAhead(1)).toBe(false);
+    const going = session.fetchAhead(10_000);
+    reach('idle');
+    expect(await going).toBe(true);
+    expect(calls).toEqual(['fetchAhead']);
+    expect(await session.takeBack(1)).toEqual({ pages: 1 });
+    const again = session.fetchAhead(10_000);
+    reach('idle');
+    expect(await again).toBe(true);
+    expect(calls).toEqual(['fetchAhead', 'takeBack 1', 'fetchAhead']);
+    await session.close();
+  });
+
+  test('are fetched on over a new connection', async () => {
+    const { session, calls, reach, connect } = await connected();
+    await connect();
+    const going = session.fetchAhead(10_000);
+    reach('disconnected');
+    await expect.poll(() => calls).toEqual(['fetchAhead', 'fetchAhead']);
+    reach('idle');
+    expect(await going).toBe(true);
+    await session.close();
+  });
+
+  test('are not fetched without a connection, nor taken back while they come or once faults are served', async () => {
+    const { session, connect, reach } = await connected();
+    const code = (expected: string) => expect.objectContaining({ code: expected });
+    await expect(session.fetchAhead(1)).rejects.toEqual(code('DISCONNECTED'));
+    await connect();
+    await session.fetchAhead(1);
+    await expect(session.takeBack(1)).rejects.toEqual(code('CONFLICT'));
+    reach('idle');
+    session.serveDemand();
+    await expect(session.takeBack(1)).rejects.toEqual(code('CONFLICT'));
+    await expect(session.fetchAhead(1)).rejects.toEqual(code('CONFLICT'));
+    await session.close();
+  });
+
+  test('are given up if the session fails or is closed', async () => {
+    const failed = await connected();
+    await failed.connect();
+    const failing = expect(failed.session.fetchAhead(10_000)).rejects.toMatchObject({ code: 'NO_SPACE' });
+    failed.reach('failed', FULL);
+    await failing;
+    const closed = await connected();
+    await closed.connect();
+    const closing = expect(closed.session.fetchAhead(10_000)).rejects.toMatchObject({ code: 'CONFLICT' });
+    await closed.session.close();
+    await closing;
+    await failed.session.close();
+  });
 });
