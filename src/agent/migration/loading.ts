@@ -12,7 +12,8 @@ import type { PageSession } from './page-session.js';
 
 /**
  * The source's QEMU begins its stream while the VM runs, with memory that is not the guest's (firmware, video), and
- * would not stop the VM before it has sent that. Video memory is at most this large.
+ * would not stop the VM before it has sent that. This is more than usual VMs have of it. With more than this the stop
+ * would not come in time, and the move would be undone.
  */
 const HELD_BYTES_MAX = 128 * 2 ** 20;
 
@@ -116,24 +117,16 @@ export class Loading {
 
 /** Lets a stream pass once it is opened. Opened or refused, it stays so. */
 class Gate {
-  #settle: { readonly open: () => void; readonly refuse: (error: MigrationError) => void };
-  readonly #opened: Promise<void>;
+  open: () => void = () => undefined;
+  refuse: (error: MigrationError) => void = () => undefined;
+  readonly #opened = new Promise<void>((open, refuse) => {
+    this.open = open;
+    this.refuse = refuse;
+  });
 
   constructor() {
-    let settle: { open: () => void; refuse: (error: MigrationError) => void } | null = null;
-    this.#opened = new Promise((open, refuse) => {
-      settle = { open, refuse };
-    });
+    // It may be refused when nothing waits.
     this.#opened.catch(() => undefined);
-    this.#settle = settle as unknown as { open: () => void; refuse: (error: MigrationError) => void };
-  }
-
-  open(): void {
-    this.#settle.open();
-  }
-
-  refuse(error: MigrationError): void {
-    this.#settle.refuse(error);
   }
 
   /** `body` is read meanwhile, and kept. If it is refused, it is read to its end: its sender waits for the answer. */

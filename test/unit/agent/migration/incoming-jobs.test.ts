@@ -4,6 +4,7 @@ import { Arrival, type ArrivalReading, type ArrivalView, percentOf } from '../..
 import { goneError } from '../../../../src/agent/migration/gone.js';
 import { IncomingJobs } from '../../../../src/agent/migration/incoming-jobs.js';
 import type { MigrationJobView } from '../../../../src/domain/job.js';
+import type { MigrationMode } from '../../../../src/domain/migration.js';
 import type { PrepareRequest } from '../../../../src/engine/ports/session.js';
 import { JobsOfBothEnds } from '../../../../src/jobs/both-ends.js';
 import { jobView } from '../../../support/api-fakes.js';
@@ -29,15 +30,19 @@ class FakeSession {
     isoNow: () => new Date(1_700_000_000_000 + this.nowMs).toISOString(),
     sleep: async () => undefined,
   };
-  readonly #arrival = new Arrival(request, this.clock);
+  readonly #arrival: Arrival;
+
+  constructor(mode: MigrationMode) {
+    this.#arrival = new Arrival({ ...request, mode }, this.clock);
+  }
 
   arrival = (): ArrivalView => this.#arrival.view(this.reading);
   refresh = async (): Promise<void> => undefined;
   hurry = (): void => void this.hurries++;
 }
 
-function started(recoveryMsMax = 120_000) {
-  const session = new FakeSession();
+function started(recoveryMsMax = 120_000, mode: MigrationMode = 'postcopy') {
+  const session = new FakeSession(mode);
   const silent = () => undefined;
   const log = { debug: silent, info: silent, warn: silent, error: silent };
   const jobs = new IncomingJobs({ host: 'B', clock: session.clock, log }, recoveryMsMax);
@@ -56,6 +61,13 @@ describe('an incoming job', () => {
     expect(job()).toMatchObject({ state: 'running', step: 'drain', isCommitted: true, progress: { pagesDone: 410 } });
     session.reading = { ...filling, state: 'complete', pagesPresent: 1_000 };
     expect(job()).toMatchObject({ state: 'running', step: 'releaseSource' });
+  });
+
+  test('fetches memory while the VM still runs on its source, if that is its mode', () => {
+    const { session, job } = started(120_000, 'hybrid');
+    expect(job()).toMatchObject({ step: 'prepareTarget' });
+    session.reading = { ...prepared, state: 'connected', pagesPresent: 300, bytesDone: 300 };
+    expect(job()).toMatchObject({ state: 'running', step: 'push', isCommitted: false, error: null });
   });
 
   test('says that nothing comes, for how long that may be, and that pages come again', () => {
@@ -123,7 +135,7 @@ describe('an incoming job', () => {
   test('is listed among few others that have ended', () => {
     const { session, jobs } = started();
     for (let number = 0; number < 300; number++) {
-      const other = new FakeSession();
+      const other = new FakeSession('postcopy');
       other.arrival = () => ({ ...session.arrival(), request: { ...request, job: `job-x${number}` } });
       jobs.begin(other);
       jobs.end(other, null);
