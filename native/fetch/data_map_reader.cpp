@@ -9,10 +9,9 @@ bool DataMapReader::step(Link& link, uint64_t at_ns) {
   if (finished() || in_flight_ || at_ns < due_ns_) return true;
   // The header is read again together with the first bits: only bits read after `ready` was seen are final.
   head_bytes_ = header_seen_ && at_bytes_ != 0 ? 0 : wire::kDataMapHeaderBytes;
-  part_bytes_ =
-      header_seen_
-          ? static_cast<uint32_t>(std::min<uint64_t>(kMapPartBytes - head_bytes_, map_bytes() - at_bytes_))
-          : 0;
+  const uint64_t part_bytes =
+      std::min<uint64_t>(core_.map_buffer.size() - head_bytes_, map_bytes() - at_bytes_);
+  part_bytes_ = header_seen_ ? static_cast<uint32_t>(part_bytes) : 0;
   const transport::Operation operation{
       .tag = kTagFlag | generation_,
       .local = link.map_buffer,

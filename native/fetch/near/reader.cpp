@@ -35,7 +35,8 @@ void NearReader::follow(uint32_t region_index, PageIndex page) {
   if (first >= region.page_count()) return;
   wanted_region_ = region_index;
   wanted_ =
-      PageRun{PageIndex{first}, std::min(region.pages_in(kNearFollowBytes), region.page_count() - first)};
+      PageRun{PageIndex{first},
+              std::min({region.pages_in(kNearFollowBytes), region.page_count() - first, look_pages_max()})};
 }
 
 /// Moves the pass on, through all regions and round again.
@@ -65,7 +66,7 @@ bool NearReader::next_window() {
       continue;
     }
     window_region_ = region_index_;
-    window_ = {PageIndex{page_}, std::min({kNearWindowPages, region_left, pages_left_})};
+    window_ = {PageIndex{page_}, std::min({look_pages_max(), region_left, pages_left_})};
     pass_over(window_.count);
     return true;
   }

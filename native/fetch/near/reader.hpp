@@ -63,6 +63,7 @@ class NearReader {
   static constexpr uint64_t kLookFlag = uint64_t{1} << 63;
 
   bool is_waiting() const { return fetches_.used_count() != 0 || looking_ == Looking::kWait; }
+  uint64_t look_pages_max() const { return near_.states.size(); }
   void fail(ErrorCode code, const char* what) { failure_ = Error{code, 0, what}; }
   bool choose_window(uint64_t at_ns);
   bool next_window();
