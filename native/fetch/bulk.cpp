@@ -40,9 +40,7 @@ void BulkThread::run_ahead(PageSink& sink) {
   // The VM runs, here and there: what is pushed must not take its processors.
   set_up_thread("vmg-ahead", kAheadNice);
   PageSink* const usual = std::exchange(sink_, &sink);
-  is_ahead_ = true;
   work_until_done();
-  is_ahead_ = false;
   sink_ = usual;
   // Nothing may be written into the pages any more if somebody ends the session now.
   if (!core_.fill().all_done()) {
@@ -68,7 +66,6 @@ void BulkThread::work_until_done() {
   // A page whose CONTINUE was deferred is present but may have waiters, so this thread stays until it is
   // done.
   while (!core_.owner().must_end() && !(core_.fill().all_done() && !sink_->has_deferred())) {
-    if (is_ahead_ && core_.is_lost()) return;
     bool worked = take_new_link();
     worked |= sink_->has_deferred() && sink_->retry();
     worked |= poll_completions();

@@ -45,7 +45,6 @@ class BulkThread {
   Prefetch prefetch_;
   Link link_;
   bool link_dropped_ = false;
-  bool is_ahead_ = false;
   uint64_t cpu_ns_before_ = 0;  ///< of threads that have ended
 };
 

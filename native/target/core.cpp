@@ -35,7 +35,8 @@ Error TargetCore::wrong_state(const char* what) const {
 
 Status TargetCore::attach(SourceEndpoints endpoints) {
   const TargetState at = state_.get();
-  if (at != TargetState::kIdle && at != TargetState::kFilling) return wrong_state("connect in this state");
+  if (at != TargetState::kIdle && at != TargetState::kAhead && at != TargetState::kFilling)
+    return wrong_state("connect in this state");
   // A session that takes over does not try its path: its VM waits.
   if (resume_) endpoints.probe_timeout = {};
   return fetch_->attach(std::move(endpoints));

@@ -32,6 +32,9 @@ class TargetThreads final : public TargetSession {
 
   Status fetch_ahead() override {
     const std::lock_guard lock(threads_mutex_);
+    const TargetState state = core_->state();
+    if (ahead_thread_.joinable() && (state == TargetState::kAhead || state == TargetState::kDisconnected))
+      return ok();
     if (auto status = core_->begin_ahead(); !status) return status;
     join_ahead();
     const SignalsBlocked blocked;

@@ -145,7 +145,7 @@ TEST_F(Ahead, OrderOfCalls) {
   vm.bulk->hold_all();
   ASSERT_TRUE(vm.session->fetch_ahead().ok());
   EXPECT_EQ(vm.session->state(), TargetState::kAhead);
-  EXPECT_FALSE(vm.session->fetch_ahead().ok());
+  EXPECT_TRUE(vm.session->fetch_ahead().ok()) << "it is under way";
   EXPECT_EQ(vm.session->take_back(1).error().code, ErrorCode::kInvalidArgument) << "while pages come";
   EXPECT_FALSE(vm.session->serve_demand().ok());
   vm.bulk->release_all();
@@ -155,13 +155,25 @@ TEST_F(Ahead, OrderOfCalls) {
   EXPECT_FALSE(vm.session->take_back(1).ok());
 }
 
-TEST_F(Ahead, ALostConnectionEndsIt) {
+TEST_F(Ahead, ALostConnectionIsReplacedByAnother) {
   connect();
   vm.bulk->hold_all();
   ASSERT_TRUE(vm.session->fetch_ahead().ok());
   vm.bulk->disconnect();
   ASSERT_TRUE(vm.reaches(TargetState::kDisconnected));
   EXPECT_FALSE(vm.session->take_back(1).ok());
+  ASSERT_TRUE(vm.session->connect(vm.endpoints()).ok());
+  EXPECT_TRUE(vm.session->fetch_ahead().ok());
+  ASSERT_TRUE(vm.reaches(TargetState::kIdle));
+  finish();
+}
+
+TEST_F(Ahead, CloseEndsItWithoutAConnection) {
+  connect();
+  vm.bulk->hold_all();
+  ASSERT_TRUE(vm.session->fetch_ahead().ok());
+  vm.bulk->disconnect();
+  ASSERT_TRUE(vm.reaches(TargetState::kDisconnected));
   vm.session->close();
   EXPECT_EQ(vm.session->state(), TargetState::kClosed);
 }
