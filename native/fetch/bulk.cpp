@@ -47,8 +47,6 @@ void BulkThread::run_ahead(PageSink& sink) {
     link_ = Link{};
     link_dropped_ = true;
   }
-  core_.counters.push_bytes.fetch_add(core_.counters.prefetch_bytes.exchange(0, std::memory_order_relaxed),
-                                      std::memory_order_relaxed);
   note_cpu_time();
   cpu_ns_before_ += thread_cpu_ns();
 }

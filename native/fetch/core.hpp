@@ -58,7 +58,6 @@ class FetchOwner {
 struct FetchCounters {
   std::atomic<uint64_t> demand_bytes{0};
   std::atomic<uint64_t> prefetch_bytes{0};
-  std::atomic<uint64_t> push_bytes{0};     ///< fetched ahead; not in prefetch_bytes
   std::atomic<uint64_t> ordered_bytes{0};  ///< asked for in the order of set_order
   std::atomic<uint64_t> near_bytes{0};
   std::atomic<uint64_t> absent_answers{0};

@@ -64,6 +64,8 @@ Status TargetCore::begin() {
   const bool begun = state_.advance({TargetState::kIdle}, TargetState::kFilling, [&] {
     start_ns_ = now_ns();
     stats.start(start_ns_);
+    counters.ahead_bytes.store(fetch_->counters.prefetch_bytes.load(std::memory_order_relaxed),
+                               std::memory_order_relaxed);
     fetch_->begin();
   });
   return begun ? ok() : Status(wrong_state("start in this state"));

@@ -27,6 +27,8 @@ struct TargetCounters {
   std::atomic<uint64_t> fault_on_claimed_count{0};
   std::atomic<uint64_t> completed_ns{0};
   std::atomic<uint64_t> demand_cpu_ns{0};
+  /// What had been fetched when the session began to serve the VM. Until then everything counts.
+  std::atomic<uint64_t> ahead_bytes{UINT64_MAX};
 };
 
 class TargetCore final : private FetchOwner {

@@ -1,5 +1,6 @@
 #include "target/target.hpp"
 
+#include <algorithm>
 #include <mutex>
 #include <thread>
 
@@ -102,8 +103,10 @@ class TargetThreads final : public TargetSession {
     set(TargetCounter::kPagesPresent, core_->fill().pages_present());
     set(TargetCounter::kPagesZero, core_->fill().pages_zero());
     set(TargetCounter::kDemandBytes, get(fetched.demand_bytes));
-    set(TargetCounter::kPrefetchBytes, get(fetched.prefetch_bytes));
-    set(TargetCounter::kPushBytes, get(fetched.push_bytes));
+    const uint64_t bulk_bytes = get(fetched.prefetch_bytes);
+    const uint64_t ahead_bytes = std::min(bulk_bytes, get(counted.ahead_bytes));
+    set(TargetCounter::kPrefetchBytes, bulk_bytes - ahead_bytes);
+    set(TargetCounter::kPushBytes, ahead_bytes);
     set(TargetCounter::kFaultCount, get(counted.fault_count));
     set(TargetCounter::kFaultOnClaimedCount, get(counted.fault_on_claimed_count));
     set(TargetCounter::kFaultP50Ns, core_->stats.percentile_ns(500));
