@@ -20,10 +20,12 @@ const BIG_MIB = 2048;
 const TRIES_MAX = 4;
 /** How each of our rows is moved. `ours-tcp` has the default protection, `integrity`; QEMU's rows have none. */
 const OUR_FLAGS: Readonly<Record<string, readonly string[]>> = {
-  'ours-tcp': ['--tcp', '--data-security', 'integrity'],
-  'ours-tcp-none': ['--tcp', '--data-security', 'none'],
-  'ours-tcp-encrypt': ['--tcp', '--data-security', 'encrypt'],
-  'ours-shm': ['--shm'],
+  'ours-tcp': ['--postcopy', '--tcp', '--data-security', 'integrity'],
+  'ours-tcp-none': ['--postcopy', '--tcp', '--data-security', 'none'],
+  'ours-tcp-encrypt': ['--postcopy', '--tcp', '--data-security', 'encrypt'],
+  'ours-shm': ['--postcopy', '--shm'],
+  'ours-hybrid-tcp': ['--hybrid', '--tcp', '--data-security', 'integrity'],
+  'ours-hybrid-shm': ['--hybrid', '--shm'],
 };
 
 export interface MigrateResult {
@@ -48,7 +50,7 @@ export interface MigrateResult {
 async function blackoutOf(cluster: Cluster, memoryMiB: number, touchMiB: number, rounds: number): Promise<number[]> {
   const side = await OurSide.start(cluster, { ...GUEST, name: `size${memoryMiB}`, memoryMiB, touchMiB });
   const samples: number[] = [];
-  for (let n = 0; n < rounds; n++) samples.push((await side.move('--tcp')).report.blackoutByEventsMs);
+  for (let n = 0; n < rounds; n++) samples.push((await side.move('--postcopy', '--tcp')).report.blackoutByEventsMs);
   await cluster.must(cluster.vmctl(side.host, 'stop', '--force', side.guest.name));
   return samples;
 }

@@ -21,10 +21,10 @@ const GUEST = { memoryMiB: 64, touchMiB: 32, writePercent: 20, image: 'nano' } a
 /** Prefetch rate (MiB/s) in the rows about faults: the guest asks for most pages before prefetch brings them. */
 const SLOW = ['--bandwidth', '4'];
 const OURS: Record<string, readonly string[]> = {
-  'ours-rdma': ['--rdma'],
-  'ours-tcp': ['--tcp'],
-  'ours-rdma-on-demand': ['--rdma', ...SLOW],
-  'ours-tcp-on-demand': ['--tcp', ...SLOW],
+  'ours-rdma': ['--postcopy', '--rdma'],
+  'ours-tcp': ['--postcopy', '--tcp'],
+  'ours-rdma-on-demand': ['--postcopy', '--rdma', ...SLOW],
+  'ours-tcp-on-demand': ['--postcopy', '--tcp', ...SLOW],
 };
 const QEMUS: Record<string, QemuMode> = {
   'qemu-rdma-precopy': 'rdma-precopy',

@@ -44,6 +44,7 @@ export class OurSide {
     await this.cluster.must(this.cluster.vmctl(this.host, 'resume', this.guest.name));
   }
 
+  /** `flags` name the mode, too. */
   async move(...flags: string[]): Promise<{ trial: Trial; report: MigrationReport }> {
     const source = this.host;
     const target = other(source);
@@ -52,14 +53,7 @@ export class OurSide {
     const before = log.work();
     const meters = [source, target].map((host) => new CpuMeter(() => this.processes(host)));
     const sampling = setInterval(() => meters.forEach((meter) => meter.sample()), this.sampleMs);
-    const report = await this.cluster.json<MigrationReport>(
-      source,
-      'vmigrate',
-      this.guest.name,
-      target,
-      '--postcopy',
-      ...flags,
-    );
+    const report = await this.cluster.json<MigrationReport>(source, 'vmigrate', this.guest.name, target, ...flags);
     clearInterval(sampling);
     const cpuS = meters.map((meter) => meter.seconds());
     this.host = target;
@@ -68,7 +62,7 @@ export class OurSide {
     const rate = rateAfter(before, after);
     const atSource = log.work().slice(before.length);
     log.close();
-    const { demand, prefetch, deviceState } = report.bytes;
+    const { push, demand, prefetch, deviceState } = report.bytes;
     const trial: Trial = {
       blackoutMs: report.blackoutByEventsMs,
       lostWorkMs: lostWork({ before, source: atSource, target: after, blackoutMs: report.blackoutByEventsMs }),
@@ -78,7 +72,7 @@ export class OurSide {
       faultP99Us: report.faults.p99Us,
       requestMeanUs: Number.NaN,
       totalMs: report.totalMs,
-      bytes: demand + prefetch + deviceState,
+      bytes: push + demand + prefetch + deviceState,
       sourceCpuS: cpuS[0] ?? 0,
       targetCpuS: cpuS[1] ?? 0,
     };

@@ -137,6 +137,7 @@ class SourceSessionWrap final : public Wrap<SourceSessionWrap, SourceSessionStat
   using Wrap::Wrap;
   static Napi::FunctionReference define(Napi::Env env);
   static Napi::Value open(const Napi::CallbackInfo& info);
+  static Napi::Value release_tracked(const Napi::CallbackInfo& info);
 
  private:
   Napi::Value keys(const Napi::CallbackInfo& info);

@@ -131,6 +131,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("sendMulticastProbe", Napi::Function::New<send_multicast_probe>(env));
   exports.Set("receiveMulticastProbe", Napi::Function::New<receive_multicast_probe>(env));
   exports.Set("openPacer", Napi::Function::New<PacerWrap::open>(env));
+  exports.Set("releaseTracked", Napi::Function::New<SourceSessionWrap::release_tracked>(env));
   exports.Set("releaseVm", Napi::Function::New<ImageCaptureWrap::release_vm>(env));
   return exports;
 }

@@ -88,6 +88,15 @@ Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
       });
 }
 
+Napi::Value SourceSessionWrap::release_tracked(const Napi::CallbackInfo& info) {
+  auto vm = PreloadListenerWrap::Unwrap(info[0].As<Napi::Object>())->listener();
+  if (!vm || vm->memory() == nullptr) return Task::rejected(info.Env(), kClosedHandle);
+  return Task::start(info.Env(), [vm] {
+    pager::WriteTracker::release(*vm->memory());
+    return ok();
+  });
+}
+
 Napi::Value SourceSessionWrap::keys(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Napi::Array array = Napi::Array::New(env);

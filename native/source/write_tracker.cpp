@@ -33,15 +33,21 @@ Status protect_stretch(int uffd, const Stretch& stretch) {
   }
 }
 
+/// -1 if the VM's kernel has none.
+int async_descriptor(const VmMemory& memory) {
+  const auto found =
+      std::find_if(memory.descriptors.begin(), memory.descriptors.end(),
+                   [](const UffdDescriptor& each) { return each.kind == wire::PreloadDescriptor::kAsyncWp; });
+  return found == memory.descriptors.end() ? -1 : found->fd.get();
+}
+
 }  // namespace
 
 Result<std::unique_ptr<WriteTracker>> WriteTracker::start(const VmMemory& memory) {
-  const auto descriptor =
-      std::find_if(memory.descriptors.begin(), memory.descriptors.end(),
-                   [](const UffdDescriptor& each) { return each.kind == wire::PreloadDescriptor::kAsyncWp; });
-  if (descriptor == memory.descriptors.end())
+  const int uffd = async_descriptor(memory);
+  if (uffd < 0)
     return Error{ErrorCode::kUnsupported, 0, "the VM has no descriptor for asynchronous write-protection"};
-  std::unique_ptr<WriteTracker> tracker(new WriteTracker(memory, descriptor->fd.get()));
+  std::unique_ptr<WriteTracker> tracker(new WriteTracker(memory, uffd));
   char path[48];
   std::snprintf(path, sizeof path, "/proc/%d/pagemap", static_cast<int>(memory.pid));
   tracker->page_map_.reset(::open(path, O_RDONLY | O_CLOEXEC));
@@ -57,6 +63,12 @@ Result<std::unique_ptr<WriteTracker>> WriteTracker::start(const VmMemory& memory
     if (auto status = protect_stretch(tracker->uffd_, whole(range)); !status) return status.error();
   }
   return tracker;
+}
+
+void WriteTracker::release(const VmMemory& memory) {
+  const int uffd = async_descriptor(memory);
+  for (const MappedRange& range : memory.ranges)
+    if (uffd >= 0) static_cast<void>(uffd::unregister_range(uffd, range.base, range.length_bytes));
 }
 
 WriteTracker::~WriteTracker() {

@@ -26,6 +26,8 @@ class WriteTracker {
   static Result<std::unique_ptr<WriteTracker>> start(const VmMemory& memory);
   /// Takes the protection away. The VM may run.
   ~WriteTracker();
+  /// The same for a tracker of a process that has ended.
+  static void release(const VmMemory& memory);
   WriteTracker(const WriteTracker&) = delete;
   WriteTracker& operator=(const WriteTracker&) = delete;
 

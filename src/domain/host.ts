@@ -123,6 +123,8 @@ export interface VmInventory {
   readonly ramAllocatedBytes: number;
   /** Devices through which the guest can free memory while it runs, which an RDMA device does not notice. */
   readonly discardingDevices: readonly string[];
+  /** Devices by which processes other than QEMU write to guest memory. Absent from a host of build 0.1.0. */
+  readonly escapingDevices?: readonly string[];
   /** The image that a clone runs on; null for any other VM. */
   readonly image: ImageUse | null;
   /** Which part of its own identity a clone still lacks; null for a VM that has all of it. */

@@ -113,4 +113,5 @@ export interface Addon {
   receiveMulticastProbe(group: MulticastGroup, timeoutMs: number): Promise<number>;
   openPacer(options: PacerOptions): AddonPacer;
   releaseVm(vm: AddonVmMemory): Promise<void>;
+  releaseTracked(vm: AddonVmMemory): Promise<void>;
 }

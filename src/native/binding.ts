@@ -175,6 +175,10 @@ function bind(addon: Addon): NativeBinding {
       const memory = VmMemory.nativeOf(vm);
       await attemptAsync('release VM memory', () => addon.releaseVm(memory));
     },
+    async releaseTracked(vm) {
+      const memory = VmMemory.nativeOf(vm);
+      await attemptAsync('end the tracking of writes', () => addon.releaseTracked(memory));
+    },
   };
 }
 

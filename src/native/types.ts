@@ -336,4 +336,6 @@ export interface NativeBinding {
   openPacer(options: PacerOptions): PacerHandle;
   /** Unregisters and unprotects all memory of a VM whose capture is not resumed. */
   releaseVm(vm: VmMemoryHandle): Promise<void>;
+  /** Ends the tracking of a VM's writes that an earlier process has begun. Idempotent. */
+  releaseTracked(vm: VmMemoryHandle): Promise<void>;
 }

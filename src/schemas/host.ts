@@ -112,6 +112,7 @@ export const vmInventoryBase = z.object({
   migrationBlockers: list(text),
   ramAllocatedBytes: count,
   discardingDevices: list(text),
+  escapingDevices: list(text).exactOptional(),
   image: z.object({ id: text, isComplete: z.boolean(), ownBytes: count }).nullable(),
   identityIssue: text.nullable(),
   fleetingDisks: list(text),

@@ -149,6 +149,8 @@ TEST_F(Tracked, NoWriteIsLostBetweenRounds) {
 
 TEST_F(Tracked, AfterwardsTheMemoryBelongsToNobody) {
   start();
+  WriteTracker::release(memory_);
+  start();
   tracker_.reset();
   const UniqueFd other(test::open_userfaultfd());
   for (const MappedRange& range : memory_.ranges) {

@@ -81,6 +81,7 @@ export async function vmInventory(context: ImageContext, name: string): Promise<
     ],
     ramAllocatedBytes: isUp ? ramAllocatedBytes(native, vm) : 0,
     discardingDevices: isUp ? await vm.process.facts.discardingDevices() : [],
+    escapingDevices: vms.backend.devicesIn(vm.spec).escaping,
     image:
       vm.image === null
         ? null

@@ -44,6 +44,8 @@ export interface SourceRecord {
   readonly token: string;
   readonly transport: Transport;
   readonly target: string;
+  /** The kernel notes what the VM writes while its memory is fetched. Absent: it does not. */
+  readonly isTracked?: boolean;
 }
 
 export type SessionRecord = TargetRecord | SourceRecord;
@@ -85,6 +87,7 @@ const recordSchema = z.discriminatedUnion('role', [
     token: sessionToken,
     transport,
     target: z.string(),
+    isTracked: z.boolean().exactOptional(),
   }),
 ]);
 

@@ -73,8 +73,7 @@ export class SourceAgent implements SourcePort {
   }
 
   async expose(request: ExposeRequest): Promise<SourceEndpointInfo> {
-    const { isTracked = false, ...asked } = request;
-    const { session, vm: name } = asked;
+    const { session, vm: name } = request;
     const missing = await this.#missingMemory(name);
     if (missing !== null)
       throw new MigrationError('VM_BUSY', `memory of ${name} is still missing on this host: ${missing}`);
@@ -90,9 +89,7 @@ export class SourceAgent implements SourcePort {
       const vm = this.#context.vms.get(name);
       await this.#checkOwner(name);
       if (vm.state !== 'running') throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
-      const source = await SourceSession.expose(this.#context, { ...asked, version: 1, role: 'source' }, vm, {
-        isTracked,
-      });
+      const source = await SourceSession.expose(this.#context, { ...request, version: 1, role: 'source' }, vm);
       this.#sources.set(session, source);
       return source.endpoint;
     });

@@ -53,18 +53,13 @@ export class SourceSession {
     this.#vm = vm;
   }
 
-  static async expose(
-    context: MigrationContext,
-    record: SourceRecord,
-    vm: ManagedVm,
-    { isTracked }: { readonly isTracked: boolean },
-  ): Promise<SourceSession> {
+  static async expose(context: MigrationContext, record: SourceRecord, vm: ManagedVm): Promise<SourceSession> {
     const source = new SourceSession(context, record, vm);
     if (vm.regions.length === 0)
       throw new MigrationError('UNSUPPORTED', `the memory of ${record.vm} is private, so it cannot be exposed`);
     await context.store.save(record);
     try {
-      await source.#open(isTracked);
+      await source.#open(record.isTracked);
       source.#state = await vm.process.exportState();
     } catch (error) {
       await source.unexpose();
@@ -93,6 +88,7 @@ export class SourceSession {
     source.#hasDeparted = hasDeparted;
     try {
       if (hasDeparted) await source.#reopen();
+      else if (record.isTracked === true) await source.#endTracking();
     } catch (error) {
       // The session is kept, so that a caller who asks for the missing pages gets the reason.
       if (!source.#isLost(error)) throw error;
@@ -260,6 +256,12 @@ export class SourceSession {
     const { memory, spec } = this.#vm;
     if (memory !== null && !this.#isClone) return { tracked: memory };
     throw new MigrationError('UNSUPPORTED', `the writes of ${spec.name} cannot be noted while it runs`);
+  }
+
+  /** The daemon that has begun to note writes has ended. While they are noted, nobody else may have the memory. */
+  async #endTracking(): Promise<void> {
+    const { memory } = this.#vm;
+    if (memory !== null) await this.#context.native.releaseTracked(memory);
   }
 
   async #reopen(): Promise<void> {

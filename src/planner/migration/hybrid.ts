@@ -9,7 +9,7 @@ const REMEDY = 'use --postcopy';
 export function* checkTracking(
   { mode, vm: name }: MigrationRequest,
   source: HostInventory,
-  { image, spec }: VmInventory,
+  { image, spec, escapingDevices = [] }: VmInventory,
 ): Iterable<Refusal> {
   if (!tracksWrites(mode)) return;
   if (image !== null) {
@@ -24,6 +24,13 @@ export function* checkTracking(
       'PRELOAD_MISSING',
       `${name} runs without the preload library, so nobody notes what it writes while its memory moves`,
       REMEDY,
+    );
+  }
+  for (const device of escapingDevices) {
+    yield refuse(
+      'DEVICE_NOT_MIGRATABLE',
+      `${device} lets processes other than QEMU write to the memory of ${name}, and nobody notes what they write`,
+      "remove the device from the VM, or use QEMU's own migration (--native)",
     );
   }
   if (source.canTrackWrites !== true) {

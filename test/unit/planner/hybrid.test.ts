@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import type { HostInventory } from '../../../src/domain/host.js';
+import type { HostInventory, VmInventory } from '../../../src/domain/host.js';
 import type { MigrationRequest } from '../../../src/domain/migration.js';
 import type { VmSpec } from '../../../src/domain/vm.js';
 import { planMigration } from '../../../src/planner/migration/plan.js';
@@ -11,6 +11,7 @@ interface Change {
   readonly source?: Partial<HostInventory>;
   readonly target?: Partial<HostInventory>;
   readonly spec?: Partial<VmSpec>;
+  readonly vm?: Partial<VmInventory>;
 }
 
 function planned(change: Change) {
@@ -21,7 +22,7 @@ function planned(change: Change) {
       ...good,
       sourceHost: { ...host('A'), ...change.source },
       target: { ...target, inventory: { ...host('B'), ...change.target } },
-      vm: { ...vm, spec: { ...spec, ...change.spec } },
+      vm: { ...vm, ...change.vm, spec: { ...spec, ...change.spec } },
     },
   );
 }
@@ -48,6 +49,12 @@ describe('a hybrid', () => {
     expect(refusals[0]?.reason).toMatch(reason);
     expect(refusals[0]?.remedy).toContain('--postcopy');
     expectMigrationRemedyWorks(refusals[0]!, (to) => planned({ ...change, request: to }).refusals);
+  });
+
+  test('is refused for a VM whose memory others write', () => {
+    const { refusals } = planned({ vm: { escapingDevices: ['vhost-user-blk-pci'] } });
+    expect(refusals.map((refusal) => refusal.code)).toEqual(['DEVICE_NOT_MIGRATABLE']);
+    expect(refusals[0]?.reason).toMatch(/^vhost-user-blk-pci lets processes other than QEMU/);
   });
 
   test('needs nothing of the other host that it needs of one', () => {
