@@ -83,6 +83,11 @@ class SourceUse {
     if (session_ == nullptr) return kClosedHandle;
     return session_->note_dirty(is_last);
   }
+  Result<bool> has_changed_since_last() {
+    const std::lock_guard lock(mutex_);
+    if (session_ == nullptr) return kClosedHandle;
+    return session_->has_changed_since_last();
+  }
   void end() {
     const std::lock_guard lock(mutex_);
     session_ = nullptr;
@@ -143,6 +148,7 @@ class SourceSessionWrap final : public Wrap<SourceSessionWrap, SourceSessionStat
   Napi::Value keys(const Napi::CallbackInfo& info);
   void scan(const Napi::CallbackInfo& info);
   Napi::Value note_dirty(const Napi::CallbackInfo& info);
+  Napi::Value has_changed_since_last(const Napi::CallbackInfo& info);
   Napi::Value digest_chunks(const Napi::CallbackInfo& info);
   Napi::Value snapshot(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);

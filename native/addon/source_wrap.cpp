@@ -37,6 +37,7 @@ Napi::FunctionReference SourceSessionWrap::define(Napi::Env env) {
       env, "SourceSession",
       {InstanceMethod<&SourceSessionWrap::keys>("keys"), InstanceMethod<&SourceSessionWrap::scan>("scan"),
        InstanceMethod<&SourceSessionWrap::note_dirty>("noteDirty"),
+       InstanceMethod<&SourceSessionWrap::has_changed_since_last>("hasChangedSinceLast"),
        InstanceMethod<&SourceSessionWrap::digest_chunks>("digestChunks"),
        InstanceMethod<&SourceSessionWrap::snapshot>("snapshot"),
        InstanceMethod<&SourceSessionWrap::close>("close")}));
@@ -136,6 +137,20 @@ Napi::Value SourceSessionWrap::note_dirty(const Napi::CallbackInfo& info) {
         object.Set("dirtyPages", static_cast<double>(round->page_count));
         return object;
       });
+}
+
+Napi::Value SourceSessionWrap::has_changed_since_last(const Napi::CallbackInfo& info) {
+  if (!state_.session) return Task::rejected(info.Env(), kClosedHandle);
+  const auto has_changed = std::make_shared<bool>(false);
+  return Task::start(
+      info.Env(),
+      [use = state_.use.get(), has_changed]() -> Status {
+        const auto looked = use->has_changed_since_last();
+        if (!looked) return looked.error();
+        *has_changed = looked.value();
+        return ok();
+      },
+      {}, [has_changed](Napi::Env env) -> Napi::Value { return Napi::Boolean::New(env, *has_changed); });
 }
 
 Napi::Value SourceSessionWrap::digest_chunks(const Napi::CallbackInfo& info) {

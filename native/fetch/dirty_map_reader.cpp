@@ -11,10 +11,12 @@ namespace vmigrate::pager {
 namespace {
 
 using std::chrono::milliseconds;
+using std::chrono::steady_clock;
 
 class Reading {
  public:
-  Reading(FetchCore& core, Link& link, milliseconds timeout) : core_(core), link_(link), timeout_(timeout) {}
+  Reading(FetchCore& core, Link& link, milliseconds timeout)
+      : core_(core), link_(link), deadline_(steady_clock::now() + timeout) {}
 
   Result<uint64_t> region(uint32_t region_index, uint32_t round) {
     const uint64_t page_count = core_.fill().region(region_index).page_count();
@@ -57,7 +59,9 @@ class Reading {
         .remote_offset_bytes = offset_bytes,
         .length_bytes = length_bytes,
     };
-    const auto answered = read_and_wait(*link_.endpoint, operation, timeout_);
+    if (core_.owner().must_end()) return Error{ErrorCode::kClosed, 0, "the session must end"};
+    const auto left = std::chrono::duration_cast<milliseconds>(deadline_ - steady_clock::now());
+    const auto answered = read_and_wait(*link_.endpoint, operation, std::max(left, milliseconds(0)));
     if (!answered) return answered.error();
     if (answered.value() != transport::OpResult::kOk)
       return Error{ErrorCode::kProtocol, 0, "read a map of written pages"};
@@ -92,7 +96,7 @@ class Reading {
 
   FetchCore& core_;
   Link& link_;
-  const milliseconds timeout_;
+  const steady_clock::time_point deadline_;
   /// Differs from the tags of other operations that this connection has had.
   uint64_t tag_ = uint64_t{1} << 62;
 };

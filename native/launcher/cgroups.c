@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,12 @@
 #include <unistd.h>
 
 #include "launcher/launcher.h"
+
+/* Its number may be another process's soon after. */
+static bool has_ended(const struct vmg_joining* joining) {
+  struct pollfd program = {.fd = joining->program_fd, .events = POLLIN};
+  return poll(&program, 1, 0) != 0;
+}
 
 static bool join(const char* cgroup, pid_t program) {
   char path[VMG_PATH_BYTES_MAX];
@@ -38,7 +45,7 @@ bool vmg_start_joining(const struct vmg_options* options, struct vmg_joining* jo
   if (helper != 0) return helper > 0 && joining->helper_fd >= 0;
   /* What it complains of is output of the program. */
   bool is_in = vmg_give_logs(options);
-  for (unsigned i = 0; is_in && i < options->cgroup_count; i++)
+  for (unsigned i = 0; is_in && i < options->cgroup_count && !has_ended(joining); i++)
     is_in = join(options->cgroups[i], joining->program);
   _exit(is_in ? 0 : 1);
 }

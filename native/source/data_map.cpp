@@ -59,6 +59,14 @@ void DataMap::begin() {
   std::memset(base_ + wire::kDataMapHeaderBytes, 0, (page_count_ + 7) / 8);
 }
 
+bool DataMap::has_all(PageRun run) const {
+  VMG_CHECK(raw(run.first) <= page_count_ && run.count <= page_count_ - raw(run.first));
+  const auto* bits = reinterpret_cast<const uint8_t*>(base_ + wire::kDataMapHeaderBytes);
+  for (uint64_t page = raw(run.first); page < raw(run.first) + run.count; ++page)
+    if ((bits[page / 8] >> page % 8 & 1) == 0) return false;
+  return true;
+}
+
 uint64_t DataMap::count() const {
   const auto* bits = reinterpret_cast<const uint8_t*>(base_ + wire::kDataMapHeaderBytes);
   uint64_t count = 0;

@@ -25,6 +25,8 @@ class DataMap {
   /// Makes the map not ready, and takes all bits away. Nobody may be reading them.
   void begin();
   void set(PageRun run);
+  /// All bits of the run are set.
+  bool has_all(PageRun run) const;
   /// The number of bits that are set.
   uint64_t count() const;
   /// Declares the bits final, for a map of written pages until the next begin(). `ready` is what readers see:

@@ -17,15 +17,31 @@ Status DirtyMaps::add(const memory::Region& region) {
   return ok();
 }
 
+/// A page of the region may consist of many pages of the kernel.
+PageRun DirtyMaps::pages_in(const RegionMap& region, uint64_t offset_bytes, uint64_t length_bytes) {
+  const uint64_t first = offset_bytes / region.page_bytes;
+  const uint64_t end = (offset_bytes + length_bytes + region.page_bytes - 1) / region.page_bytes;
+  return {PageIndex{first}, end - first};
+}
+
+Result<bool> DirtyMaps::has_changed_since_last() const {
+  if (!has_last_) return Error{ErrorCode::kInvalidArgument, 0, "there was no last round"};
+  bool has_changed = false;
+  const Status taken =
+      tracker_->take_last([&](uint32_t region_index, uint64_t offset_bytes, uint64_t length_bytes) {
+        const RegionMap& region = regions_[region_index];
+        has_changed |= !region.map->has_all(pages_in(region, offset_bytes, length_bytes));
+      });
+  if (!taken) return taken.error();
+  return has_changed;
+}
+
 Result<DirtyMaps::Round> DirtyMaps::note(bool is_last) {
   if (has_last_) return Error{ErrorCode::kInvalidArgument, 0, "a round after the last one"};
   for (RegionMap& region : regions_) region.map->begin();
-  // A page of the region may consist of many pages of the kernel.
   const auto set = [this](uint32_t region_index, uint64_t offset_bytes, uint64_t length_bytes) {
     const RegionMap& region = regions_[region_index];
-    const uint64_t first = offset_bytes / region.page_bytes;
-    const uint64_t end = (offset_bytes + length_bytes + region.page_bytes - 1) / region.page_bytes;
-    region.map->set({PageIndex{first}, end - first});
+    region.map->set(pages_in(region, offset_bytes, length_bytes));
   };
   const Status taken = is_last ? tracker_->take_last(set) : tracker_->take(set);
   if (!taken) return taken.error();

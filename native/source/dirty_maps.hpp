@@ -31,6 +31,9 @@ class DirtyMaps {
   /// Publishes the pages that were written since the last call, or since start(). Each of them must be taken
   /// back by the target: no later round names them. `is_last`: the VM has stopped; no call may follow.
   Result<Round> note(bool is_last);
+  /// Whether a page was written after the last round, which does not name it: by QEMU itself, whose main loop
+  /// runs on while its VM stands still. Changes nothing.
+  Result<bool> has_changed_since_last() const;
 
  private:
   struct RegionMap {
@@ -38,6 +41,7 @@ class DirtyMaps {
     std::unique_ptr<DataMap> map;
   };
   DirtyMaps() = default;
+  static PageRun pages_in(const RegionMap& region, uint64_t offset_bytes, uint64_t length_bytes);
 
   std::unique_ptr<WriteTracker> tracker_;
   std::vector<RegionMap> regions_;

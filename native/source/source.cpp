@@ -26,6 +26,7 @@ class ExposedSource final : public SourceSession {
   std::span<const SourceRegionKeys> keys() const override { return keys_; }
   Status scan() override;
   Result<DirtyMaps::Round> note_dirty(bool is_last) override;
+  Result<bool> has_changed_since_last() override;
   Result<std::vector<std::byte>> digest_chunks(const memory::ChunkRequest& request) const override;
   void counters(std::span<uint64_t, wire::kSourceCounterCount> out) const override;
   std::optional<Error> failure() const override;
@@ -176,6 +177,12 @@ Result<DirtyMaps::Round> ExposedSource::note_dirty(bool is_last) {
   const std::lock_guard lock(dirty_mutex_);
   if (!dirty_) return Error{ErrorCode::kInvalidArgument, 0, "writes are not tracked"};
   return dirty_->note(is_last);
+}
+
+Result<bool> ExposedSource::has_changed_since_last() {
+  const std::lock_guard lock(dirty_mutex_);
+  if (!dirty_) return Error{ErrorCode::kInvalidArgument, 0, "writes are not tracked"};
+  return dirty_->has_changed_since_last();
 }
 
 /// The VM still runs. A page that it writes meanwhile may be recorded here as a hole, never the reverse.

@@ -57,6 +57,8 @@ class SourceSession {
   virtual Status scan() = 0;
   /// See DirtyMaps::note. kInvalidArgument if writes are not tracked.
   virtual Result<DirtyMaps::Round> note_dirty(bool is_last) = 0;
+  /// See DirtyMaps.
+  virtual Result<bool> has_changed_since_last() = 0;
   /// The digests of chunks of a region, whose content must be final: the VM has stopped. It takes as long as
   /// reading them does. Any thread, while the session lives.
   virtual Result<std::vector<std::byte>> digest_chunks(const memory::ChunkRequest& request) const = 0;

@@ -18,7 +18,10 @@ namespace vmigrate::pager {
 /// dropped the page's entry (swap), counts as written. One caller at a time.
 ///
 /// Writes count that go through the page tables of the VM's process: those of vCPUs, of QEMU's devices, and
-/// of the kernel on QEMU's behalf. A device of the host, or another process that maps the file, is not seen.
+/// of system calls that copy to it. Not seen are a device of the host, another process that maps the file,
+/// and what comes into pages that the kernel has pinned before (O_DIRECT: the write to the page table is that
+/// of the pin, and the bytes come later). A page that the process has given back (balloon) may count as
+/// unwritten. VMs with any of these are not tracked.
 class WriteTracker {
  public:
   /// Registers and protects all memory of the VM, which runs; its ranges must be registered with no

@@ -269,6 +269,8 @@ export interface VmFacts {
   migrationBlockers(): Promise<string[]>;
   /** Returns the devices by which the guest gives pages back to the host. */
   discardingDevices(): Promise<string[]>;
+  /** The names of block nodes whose reads go past the host's page cache, straight into the guest's memory. */
+  directDisks(): Promise<string[]>;
   /** Returns the ids of the memory regions that are mapped so that writes go to their files. */
   sharedRegions(): Promise<ReadonlySet<string>>;
   /** Returns how the devices differ from those that `spec`, with which the VM was started, has made. */

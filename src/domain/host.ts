@@ -125,6 +125,8 @@ export interface VmInventory {
   readonly discardingDevices: readonly string[];
   /** Devices by which processes other than QEMU write to guest memory. Absent from a host of build 0.1.0. */
   readonly escapingDevices?: readonly string[];
+  /** Block nodes with cache.direct, by their names in QEMU. Absent from a host of build 0.1.0. */
+  readonly directDisks?: readonly string[];
   /** The image that a clone runs on; null for any other VM. */
   readonly image: ImageUse | null;
   /** Which part of its own identity a clone still lacks; null for a VM that has all of it. */

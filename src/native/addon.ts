@@ -39,6 +39,7 @@ export interface AddonSourceSession {
   keys(): RegionKeys[];
   scan(): void;
   noteDirty(isLast: boolean): Promise<DirtyRound>;
+  hasChangedSinceLast(): Promise<boolean>;
   digestChunks(request: ChunkRequest): Promise<Buffer>;
   snapshot(): { counters: BigUint64Array; failure: NativeFailure | null };
   close(): Promise<void>;

@@ -118,6 +118,10 @@ export class SourceSession implements SourceSessionHandle {
     return attemptAsync('note which pages the VM has written', () => this.#native.noteDirty(isLast));
   }
 
+  async hasChangedSinceLast(): Promise<boolean> {
+    return attemptAsync('look for late writes', () => this.#native.hasChangedSinceLast());
+  }
+
   async digestChunks(request: ChunkRequest): Promise<Buffer> {
     checkChunkRequest(request);
     return attemptAsync('digest the memory of a source session', () => this.#native.digestChunks(request));

@@ -54,6 +54,8 @@ export interface SourceSessionHandle {
    * that tracks writes, off the main thread.
    */
   noteDirty(isLast: boolean): Promise<DirtyRound>;
+  /** Off the main thread, after the last round: whether a page was written that it does not name. */
+  hasChangedSinceLast(): Promise<boolean>;
   /** The digests of chunks, CONSTANTS.PAGE_TAG_BYTES for each, off the main thread. The VM must have stopped. */
   digestChunks(request: ChunkRequest): Promise<Buffer>;
   snapshot(): { readonly counters: Record<SourceCounter, bigint>; readonly failure: NativeFailure | null };

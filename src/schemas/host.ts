@@ -113,6 +113,7 @@ export const vmInventoryBase = z.object({
   ramAllocatedBytes: count,
   discardingDevices: list(text),
   escapingDevices: list(text).exactOptional(),
+  directDisks: list(text).exactOptional(),
   image: z.object({ id: text, isComplete: z.boolean(), ownBytes: count }).nullable(),
   identityIssue: text.nullable(),
   fleetingDisks: list(text),

@@ -4,7 +4,7 @@
  */
 import { EventEmitter } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
-import { connect } from 'node:net';
+import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -38,6 +38,7 @@ export class FakeQemu {
   readonly events = new EventEmitter();
   migration = 'none';
   isRunning = true;
+  #stream: Socket | null = null;
   /** Awaited before the command is answered. */
   onCommand: (command: string) => Promise<void> = async () => undefined;
 
@@ -52,12 +53,21 @@ export class FakeQemu {
     return () => this.events.off('closed', listener);
   }
 
+  async executeUntyped(command: string): Promise<unknown> {
+    this.commands.push(command);
+    return command === 'query-named-block-nodes' ? [] : {};
+  }
+
   async execute(command: string, args: { uri?: string } = {}): Promise<unknown> {
     this.commands.push(command);
     await this.onCommand(command);
     switch (command) {
       case 'migrate':
         return this.#migrate(args.uri ?? '');
+      case 'migrate-continue':
+        this.#stream?.end('state');
+        this.#reach('completed');
+        return {};
       case 'migrate_cancel':
         this.#reach('cancelled');
         return {};
@@ -78,7 +88,10 @@ export class FakeQemu {
   }
 
   #migrate(uri: string): object {
-    if (uri.startsWith('unix:')) connect({ path: uri.slice('unix:'.length) }).on('error', () => undefined);
+    if (uri.startsWith('unix:')) {
+      this.#stream = connect({ path: uri.slice('unix:'.length) });
+      this.#stream.on('error', () => undefined);
+    }
     this.isRunning = false;
     this.#emit('STOP', {});
     this.#reach('pre-switchover');
@@ -124,6 +137,10 @@ export class FakeHost {
   readonly exposures: ('opened' | 'tracked' | 'scanned' | 'noted' | 'noted last' | 'closed')[] = [];
   /** The failure with which every source session from now on fails to open. */
   sourceFailure: NativeFailure | null = null;
+  /** QEMU has written to guest memory after the last round. */
+  hasLateWrites = false;
+  /** Sends the device state. By default it takes for ever. */
+  onSendState: () => Promise<void> = () => new Promise(() => undefined);
   onOpenSource: () => void = () => undefined;
   /** Awaited before a change of the VM's record takes effect. */
   onSetState: (state: VmState) => Promise<void> = async () => undefined;
@@ -160,7 +177,7 @@ export class FakeHost {
       host: 'A',
       registry,
       peers: {
-        sendState: () => new Promise(() => undefined),
+        sendState: () => this.onSendState(),
         sendForkState: () => new Promise(() => undefined),
         openDisk: () => new Promise(() => undefined),
         openStream: () => new Promise(() => undefined),
@@ -283,6 +300,7 @@ export class FakeHost {
             this.exposures.push(isLast ? 'noted last' : 'noted');
             return { round: ++round, dirtyPages: 7 };
           },
+          hasChangedSinceLast: async () => this.hasLateWrites,
           digestChunks: async () => Buffer.alloc(0),
           snapshot: () => ({ counters: {} as never, failure: this.sourceFailure }),
           close: async () => void this.exposures.push('closed'),

@@ -14,6 +14,8 @@
 #include <set>
 #include <thread>
 
+#include "memory/region.hpp"
+#include "source/dirty_maps.hpp"
 #include "tests/support/pager_harness.hpp"
 #include "uffd/uffd.hpp"
 
@@ -145,6 +147,31 @@ TEST_F(Tracked, NoWriteIsLostBetweenRounds) {
   for (std::thread& vcpu : vcpus) vcpu.join();
   fetch(written(/*is_last=*/true));
   for (uint64_t page = 0; page < kPages; ++page) ASSERT_EQ(copy[page], word(page)) << page;
+}
+
+TEST_F(Tracked, AWriteAfterTheLastRoundIsNoticed) {
+  auto started = DirtyMaps::start(memory_);
+  ASSERT_TRUE(started.ok());
+  DirtyMaps& maps = *started.value();
+  // Only its geometry counts.
+  const test::TempDir dir;
+  ASSERT_TRUE(memory::Region::create_file(dir / "ram", kPages * kPage, kPage).ok());
+  auto region = memory::Region::open(dir / "ram", kPages * kPage, kPage, memory::Mode::kReadOnly);
+  ASSERT_TRUE(region.ok());
+  ASSERT_TRUE(maps.add(*region.value()).ok());
+  write(5);
+  EXPECT_EQ(maps.note(/*is_last=*/false).value().page_count, 1u);
+  EXPECT_FALSE(maps.has_changed_since_last().ok()) << "there was no last round";
+  write(6);
+  const auto last = maps.note(/*is_last=*/true);
+  EXPECT_EQ(last.value().number, 2u);
+  EXPECT_EQ(last.value().page_count, 1u);
+  EXPECT_FALSE(maps.note(/*is_last=*/false).ok());
+  EXPECT_FALSE(maps.has_changed_since_last().value());
+  write(6);
+  EXPECT_FALSE(maps.has_changed_since_last().value()) << "the last round names it";
+  write(7);
+  EXPECT_TRUE(maps.has_changed_since_last().value());
 }
 
 TEST_F(Tracked, AfterwardsTheMemoryBelongsToNobody) {

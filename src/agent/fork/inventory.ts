@@ -1,10 +1,10 @@
 /** Answers what pre-flight asks about a fork. Each call inspects the host again and changes nothing. */
 
-import { release } from 'node:os';
 import type { SpecDevices } from '../../backends/backend.js';
 import type { ForkInventory, VmInventory } from '../../domain/host.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { ForkOrigin, ForkQuestion } from '../../engine/ports/fork.js';
+import { isKernelAtLeast } from '../../kit/kernel-version.js';
 import { refuseOtherOrigin } from '../image/join-disks.js';
 import type { ImageRecord } from '../image/record.js';
 import { startProblem } from '../image/start-check.js';
@@ -156,9 +156,4 @@ function inventoryOf(
     discardingDevices: [...vms.backend.devicesIn(spec).discarding],
     ...{ image: null, identityIssue: null, fleetingDisks: [], exitCode: null },
   };
-}
-
-function isKernelAtLeast([major, minor]: readonly [number, number]): boolean {
-  const [, a, b] = /^(\d+)\.(\d+)/.exec(release()) ?? [];
-  return Number(a) > major || (Number(a) === major && Number(b) >= minor);
 }

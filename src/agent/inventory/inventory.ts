@@ -6,6 +6,7 @@ import type { HostInventory, SocketMark, TargetChecks, VmInventory } from '../..
 import { describeForbidden, type Forbidden } from '../../domain/policy.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { DiskSpec, VmSpec } from '../../domain/vm.js';
+import { isKernelAtLeast } from '../../kit/kernel-version.js';
 import { openUserFile } from '../../kit/user-file.js';
 import { OLD_HELLO_VERSION, PROTOCOL_VERSION } from '../../protocol/wire.js';
 import type { ImageContext } from '../image/context.js';
@@ -14,6 +15,12 @@ import type { HostContext } from '../vm/context.js';
 import { hostFacts } from './host-facts.js';
 import { hostLimits } from './limits.js';
 import { fleetingDisks, ownBytes, ramAllocatedBytes, ramFacts } from './vm-facts.js';
+
+/**
+ * Linux 6.7 has the calls. Before 6.9 a scan may lose that a page is dirty ("fs/proc/task_mmu: fix loss of young/dirty
+ * bits during pagemap scan"), and a page of the guest that is swapped out then is lost.
+ */
+const TRACKING_KERNEL = [6, 9] as const;
 
 export interface HostInfo {
   readonly preloadPath: string | null;
@@ -42,7 +49,7 @@ export async function hostInventory(context: HostContext, info: HostInfo): Promi
     dataSecurity: policy.dataSecurity,
     canVerifyMemory: true,
     canFetchAhead: true,
-    canTrackWrites: support.wpAsync && support.pagemapScan,
+    canTrackWrites: support.wpAsync && support.pagemapScan && isKernelAtLeast(TRACKING_KERNEL),
     ...(policy.rdma === 'trusted' ? { rdmaTrust: policy.rdma } : {}),
     isUserfaultfdPermitted: support.userfaultfdPermitted,
     hasMinorFaults: support.minorShmem,
@@ -82,6 +89,7 @@ export async function vmInventory(context: ImageContext, name: string): Promise<
     ramAllocatedBytes: isUp ? ramAllocatedBytes(native, vm) : 0,
     discardingDevices: isUp ? await vm.process.facts.discardingDevices() : [],
     escapingDevices: vms.backend.devicesIn(vm.spec).escaping,
+    directDisks: isUp ? await vm.process.facts.directDisks() : [],
     image:
       vm.image === null
         ? null

@@ -61,7 +61,7 @@ export class Loading {
 
   /**
    * No round may be left out, because its writes are in no other. A daemon that has started since does not know which
-   * were taken, and takes none but the first, for which it has no connection: then the move is undone.
+   * were taken, and takes none but the first: then the move is undone.
    */
   async takeBack(round: number): Promise<{ pages: number }> {
     const pages = this.#ahead;
@@ -131,7 +131,7 @@ class Gate {
 
   /** `body` is read meanwhile, and kept. If it is refused, it is read to its end: its sender waits for the answer. */
   async passed(body: Readable): Promise<Readable> {
-    const held = new PassThrough({ highWaterMark: HELD_BYTES_MAX });
+    const held = new PassThrough({ readableHighWaterMark: HELD_BYTES_MAX });
     // A stream that breaks here is noticed when it is passed on.
     held.on('error', () => undefined);
     pipeline(body, held, () => undefined);

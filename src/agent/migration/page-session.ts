@@ -53,6 +53,7 @@ export class PageSession {
   #isFilling = false;
   /** Pages are being fetched while the VM runs elsewhere, and some are still missing. */
   #isAhead = false;
+  #isTakingBack = false;
   /** Those who wait for the next edge. */
   readonly #wakers = new Set<() => void>();
   #isClosed = false;
@@ -96,6 +97,8 @@ export class PageSession {
    */
   async fetchAhead(msMax: number): Promise<boolean> {
     const deadlineMs = performance.now() + msMax;
+    // The native session would let this thread wait.
+    if (this.#isTakingBack) throw new MigrationError('CONFLICT', 'pages are being given up');
     if (!this.#isAhead) {
       this.#refuseUnlessIdle();
       this.#isAhead = true;
@@ -116,7 +119,12 @@ export class PageSession {
   async takeBack(round: number): Promise<{ pages: number }> {
     if (this.#isAhead) throw new MigrationError('CONFLICT', 'pages are still being fetched ahead');
     this.#refuseUnlessIdle();
-    return this.#link.reader.takeBack(round);
+    this.#isTakingBack = true;
+    try {
+      return await this.#link.reader.takeBack(round);
+    } finally {
+      this.#isTakingBack = false;
+    }
   }
 
   /** Starts serving faults, but no prefetch, as soon as there is a connection. The VM does not run yet. */

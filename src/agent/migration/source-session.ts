@@ -308,6 +308,7 @@ export class SourceSession {
     if (state === null) throw new MigrationError('CONFLICT', `${this.record.vm} is not exposed`);
     const beganAtMs = performance.now();
     const { deviceStateBytes, doneAtMs } = await state.transfer();
+    await this.#refuseLateWrites();
     const parts = {
       sourceDoneMs: doneAtMs - beganAtMs,
       loadedMs: performance.now() - beganAtMs,
@@ -316,6 +317,18 @@ export class SourceSession {
     this.#hasDeparted = true;
     if (!this.#isTracked) this.#scanTimer = setTimeout(() => this.#scan(), SCAN_DELAY_MS);
     return { deviceStateBytes };
+  }
+
+  /**
+   * QEMU's main loop runs on while the VM stands still: a client of the guest's serial ports may have put something
+   * into its memory after the last round, and before the device state that says so was saved.
+   */
+  async #refuseLateWrites(): Promise<void> {
+    if (!this.#isTracked || this.#pages === null || !(await this.#pages.hasChangedSinceLast())) return;
+    throw new MigrationError('CONFLICT', `QEMU has written to the memory of ${this.record.vm} after it was stopped`, {
+      remedy: 'move it again',
+      isRetryable: true,
+    });
   }
 
   /** Scans the memory files for holes, so that the target can fetch the other pages ahead of its faults. */

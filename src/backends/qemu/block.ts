@@ -68,7 +68,10 @@ const blockList = z.array(
 );
 
 const nodeList = z.array(
-  z.object({ 'node-name': z.string().optional(), drv: z.string(), file: filePath, ro: z.boolean().optional() }),
+  z.object({
+    ...{ 'node-name': z.string().optional(), drv: z.string(), file: filePath, ro: z.boolean().optional() },
+    cache: z.object({ direct: z.boolean() }).optional(),
+  }),
 );
 /** Drivers of nodes that are files or block devices of the host. */
 const FILE_DRIVERS: ReadonlySet<string> = new Set(['file', 'host_device', 'host_cdrom']);
@@ -98,6 +101,12 @@ export async function openFiles(qmp: QmpClient): Promise<OpenFile[]> {
   const nodes = nodeList.parse(await qmp.executeUntyped('query-named-block-nodes', { flat: true }));
   const files = nodes.filter(({ drv }) => FILE_DRIVERS.has(drv));
   return files.map(({ file, ro }) => ({ path: file, isReadOnly: ro === true }));
+}
+
+/** Returns the names of the nodes whose reads go past the host's page cache. */
+export async function directNodes(qmp: QmpClient): Promise<string[]> {
+  const nodes = nodeList.parse(await qmp.executeUntyped('query-named-block-nodes', { flat: true }));
+  return nodes.filter(({ cache }) => cache?.direct === true).map((node) => node['node-name'] ?? node.drv);
 }
 
 const errorList = z.array(z.object({ 'io-status': z.string().optional() }));

@@ -2,7 +2,7 @@
 import type { OpenFile } from '../../domain/storage.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { SpecDevices, VmFacts } from '../backend.js';
-import { isAnyDiskFull, openFiles } from './block.js';
+import { directNodes, isAnyDiskFull, openFiles } from './block.js';
 import { qemuArguments } from './command-line.js';
 import type { QemuConnection } from './connection.js';
 import { deviceChanges, type PresentDevice } from './device-changes.js';
@@ -82,6 +82,10 @@ export class QemuFacts implements VmFacts {
       }
     }
     return found;
+  }
+
+  async directDisks(): Promise<string[]> {
+    return directNodes(this.#connection.qmp);
   }
 
   /** Asks QEMU, because `qemuArgs` may override the spec. */

@@ -30,7 +30,9 @@ export function estimate(request: MigrationRequest, memoryBytes: number): Estima
   const { mover, fetches } = MODE_TRAITS[request.mode];
   if (mover === 'pager') {
     notes.push(
-      'the blackout does not depend on the memory size: only device state moves during it',
+      tracksWrites(request.mode)
+        ? 'during the blackout device state moves, and the page tables are read once: some milliseconds for each GiB'
+        : 'the blackout does not depend on the memory size: only device state moves during it',
       `${request.vm} needs both hosts until the last page has arrived`,
     );
   } else if (!fetches) {

@@ -9,7 +9,7 @@ const REMEDY = 'use --postcopy';
 export function* checkTracking(
   { mode, vm: name }: MigrationRequest,
   source: HostInventory,
-  { image, spec, escapingDevices = [] }: VmInventory,
+  { image, spec, escapingDevices = [], discardingDevices, directDisks = [] }: VmInventory,
 ): Iterable<Refusal> {
   if (!tracksWrites(mode)) return;
   if (image !== null) {
@@ -33,11 +33,25 @@ export function* checkTracking(
       "remove the device from the VM, or use QEMU's own migration (--native)",
     );
   }
+  for (const device of discardingDevices) {
+    yield refuse(
+      'DEVICE_NOT_MIGRATABLE',
+      `${device} lets ${name} free memory while it runs, and nobody notes that it has become zero`,
+      `${REMEDY}, or remove the device from the VM`,
+    );
+  }
+  for (const node of directDisks) {
+    yield refuse(
+      'DEVICE_NOT_MIGRATABLE',
+      `block node ${node} of ${name} reads with cache.direct=on: the bytes come into memory when nobody notes them`,
+      `${REMEDY}, or open the disk with cache.direct=off`,
+    );
+  }
   if (source.canTrackWrites !== true) {
     yield refuse(
       'WRITE_PROTECT_MISSING',
       `the kernel of ${source.host} cannot note which pages a VM writes while its memory moves`,
-      `${REMEDY}, or install Linux 6.7 or newer on ${source.host}`,
+      `${REMEDY}, or install Linux 6.9 or newer on ${source.host}`,
     );
   }
 }

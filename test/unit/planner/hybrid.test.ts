@@ -51,10 +51,14 @@ describe('a hybrid', () => {
     expectMigrationRemedyWorks(refusals[0]!, (to) => planned({ ...change, request: to }).refusals);
   });
 
-  test('is refused for a VM whose memory others write', () => {
-    const { refusals } = planned({ vm: { escapingDevices: ['vhost-user-blk-pci'] } });
+  test.each<[string, Partial<VmInventory>, RegExp]>([
+    ['others write', { escapingDevices: ['vhost-user-blk-pci'] }, /^vhost-user-blk-pci lets processes other than QEMU/],
+    ['the guest may give back', { discardingDevices: ['virtio-balloon-pci'] }, /^virtio-balloon-pci lets vm1 free/],
+    ['a disk may write past its page tables', { directDisks: ['disk0'] }, /^block node disk0 of vm1 reads with cache/],
+  ])('is refused for a VM whose memory %s', (_, of, reason) => {
+    const { refusals } = planned({ vm: of });
     expect(refusals.map((refusal) => refusal.code)).toEqual(['DEVICE_NOT_MIGRATABLE']);
-    expect(refusals[0]?.reason).toMatch(/^vhost-user-blk-pci lets processes other than QEMU/);
+    expect(refusals[0]?.reason).toMatch(reason);
   });
 
   test('needs nothing of the other host that it needs of one', () => {

@@ -310,6 +310,18 @@ describe('a VM whose writes are noted', () => {
     expect(host.exposures.slice(-2)).toEqual(['noted last', 'closed']);
   });
 
+  test('does not leave if QEMU writes to its memory after the last round', async () => {
+    await host.agent.start();
+    await exposeTracked();
+    const { source } = host.agent;
+    host.onSendState = async () => undefined;
+    await source.stop('web', FIRST);
+    host.hasLateWrites = true;
+    await expect(source.transferState('web', FIRST, 'B')).rejects.toEqual(code('CONFLICT'));
+    host.hasLateWrites = false;
+    await source.transferState('web', FIRST, 'B');
+  });
+
   test('needs the preload', async () => {
     await host.agent.start();
     host.vm['memory'] = null;
