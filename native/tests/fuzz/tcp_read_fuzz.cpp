@@ -63,10 +63,12 @@ class Model {
       : expected(pristine), settings_(settings) {
     if (is_tagged()) tags_ = FrameTags::create(kSourceKey).value();
     operation_count = settings.operation_count % (kOperationsMax + 1);
+    // What would make the stream too long is left out: it could be answers.
     while (!input.empty() && stream.size() < kStreamBytesMax) {
-      if (!take_frame(input)) break;
+      if (take_frame(input)) continue;
+      add(input.rest());
+      break;
     }
-    add(input.rest());
   }
 
   size_t operation_count = 0;

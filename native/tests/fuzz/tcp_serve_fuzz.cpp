@@ -66,10 +66,11 @@ class Model {
   Model(Server& server, fuzz::Input& input, const Settings& settings)
       : expected(server.memories[kWritable].pristine), server_(server), settings_(settings) {
     if (is_tagged()) tags_ = FrameTags::create(kTargetKey).value();
-    while (!input.empty()) {
-      if (!take_frame(input)) break;
+    while (!input.empty() && !is_full()) {
+      if (take_frame(input)) continue;
+      add(input.rest());
+      break;
     }
-    add(input.rest());
   }
 
   std::vector<std::byte> stream;
@@ -82,6 +83,9 @@ class Model {
 
  private:
   void add(std::span<const std::byte> bytes) { stream.insert(stream.end(), bytes.begin(), bytes.end()); }
+
+  /// The rest of the input is left out: the server would answer it.
+  bool is_full() const { return answers_bytes_ >= kAnswersBytesMax || stream.size() >= kStreamBytesMax; }
 
   /// False: the server must end the connection there.
   bool take_frame(fuzz::Input& input) {
@@ -137,7 +141,7 @@ class Model {
     reply.length = static_cast<uint32_t>(data.size());
     answers_bytes_ += data.size();
     replies.emplace_back(reply, std::move(data));
-    return answers_bytes_ < kAnswersBytesMax && stream.size() < kStreamBytesMax;
+    return true;
   }
 
   std::vector<std::byte> body_of(fuzz::Input& input, size_t length_bytes, uint64_t seed) const {
