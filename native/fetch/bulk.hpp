@@ -19,8 +19,8 @@ class BulkThread {
   BulkThread(FetchCore& core, PageSink& sink);
   void run();
 
-  /// The life of a thread that fetches ahead: until every page is here, the connection is lost, or the
-  /// session must end. `sink` shows the pages to nobody.
+  /// The life of a thread that fetches ahead: until every page is here, or the session must end. It waits for
+  /// another connection if one is lost. `sink` shows the pages to nobody.
   void run_ahead(PageSink& sink);
   /// Makes the pages absent again that the VM has written since (dirty_map_reader.hpp). kInvalidArgument if
   /// run_ahead has not fetched every page.

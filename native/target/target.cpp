@@ -130,7 +130,7 @@ class TargetThreads final : public TargetSession {
   AheadSink ahead_sink_;
   Publisher bulk_sink_;
   BulkThread bulk_;
-  std::mutex threads_mutex_;  // guards start and close
+  std::mutex threads_mutex_;  // guards the threads, from their start to their end
   std::thread ahead_thread_;
   std::thread demand_thread_;
   std::thread bulk_thread_;

@@ -54,12 +54,12 @@ class TargetSession {
                                                      const TargetOptions& options, bool resume,
                                                      std::function<void()> on_edge);
   virtual ~TargetSession() = default;
-  /// Gives the session its connections. Allowed from kIdle or kDisconnected. Operations that were outstanding
-  /// when the old connections broke are posted again.
+  /// Gives the session its connections. Allowed from kIdle, kAhead or kDisconnected. Operations that were
+  /// outstanding when the old connections broke are posted again.
   virtual Status connect(SourceEndpoints endpoints) = 0;
   /// Fetches every missing page while the VM still runs on the source. Nothing is mapped, so that pages may
   /// be taken back afterwards. Allowed from kIdle once connected. The state is kAhead, and kIdle when every
-  /// page is here; kDisconnected ends it, too.
+  /// page is here; after kDisconnected a connect() goes on. Does nothing while it is under way.
   virtual Status fetch_ahead() = 0;
   /// Makes the pages absent again that the VM has written since they were fetched; the source has told the
   /// number of the round. Returns how many there were; 0 for those of a round that was taken already. Allowed

@@ -114,6 +114,10 @@ describe('pages that are fetched while the VM runs elsewhere', () => {
     await session.fetchAhead(1);
     await expect(session.takeBack(1)).rejects.toEqual(code('CONFLICT'));
     reach('idle');
+    // The native session would let the daemon's main thread wait for the other call.
+    const taking = session.takeBack(1);
+    await expect(session.fetchAhead(1)).rejects.toEqual(code('CONFLICT'));
+    await taking;
     session.serveDemand();
     await expect(session.takeBack(1)).rejects.toEqual(code('CONFLICT'));
     await expect(session.fetchAhead(1)).rejects.toEqual(code('CONFLICT'));
