@@ -33,11 +33,7 @@ interface Options extends CommonOptions, TransportOptions {
 const outcome: { code: ExitCode } = { code: EXIT.done };
 
 function mode(options: Options): MigrationMode {
-  if (options.precopy === true) {
-    throw new MigrationError('USAGE', '--precopy is not implemented yet', {
-      remedy: 'use --hybrid, --postcopy (the default), or --native for QEMU’s own pre-copy',
-    });
-  }
+  if (options.precopy === true) return 'precopy';
   if (options.hybrid === true) return 'hybrid';
   if (options.native === true) return options.postcopy === true ? 'native-postcopy' : 'native-precopy';
   return 'postcopy';
@@ -55,9 +51,9 @@ async function migrate(vm: string | undefined, host: string | undefined, options
   if (vm === undefined || host === undefined)
     throw new MigrationError('USAGE', 'give a VM and a host: vmigrate VM HOST');
   const chosen = mode(options);
-  if (options.maxDowntime !== undefined && MODE_TRAITS[chosen].mover === 'pager')
-    throw new MigrationError('USAGE', `--max-downtime is for QEMU's own migration; ${chosen} has no such limit`, {
-      remedy: 'leave it out, or use --native',
+  if (options.maxDowntime !== undefined && MODE_TRAITS[chosen].mover === 'pager' && MODE_TRAITS[chosen].fetches)
+    throw new MigrationError('USAGE', `--max-downtime is for pre-copies; a ${chosen} does not wait for memory`, {
+      remedy: 'leave it out, or use --precopy or --native',
     });
   const body: MigrationBody = {
     vm,
@@ -97,11 +93,10 @@ const program = newProgram('vmigrate', 'Moves a running VM to another host.')
   .argument('[host]')
   .option('--postcopy', 'switch over at once, then fetch memory on demand (default); with --native: QEMU’s post-copy')
   .addOption(
-    new Option('--precopy', 'copy memory first, then switch over (not implemented yet)').conflicts([
-      'postcopy',
-      'hybrid',
-      'native',
-    ]),
+    new Option(
+      '--precopy',
+      'fetch all memory first, and switch over when the rest fits in --max-downtime; else the VM stays',
+    ).conflicts(['postcopy', 'hybrid', 'native']),
   )
   .addOption(
     new Option(
@@ -123,7 +118,11 @@ addTransportOptions(program)
     '--verify-memory',
     'prove in the end that the memory is what it was on the source; if it is not, the VM is stopped for good',
   )
-  .option('--max-downtime <ms>', 'longest downtime of --native in ms', integer('--max-downtime', 1))
+  .option(
+    '--max-downtime <ms>',
+    'longest downtime of --precopy and --native in ms (default 300)',
+    integer('--max-downtime', 1),
+  )
   .option('--dry-run', 'print the plan and start nothing')
   .option('--detach', 'start the job, print its ID and return')
   .option('--recover <job>', 'try at once to go on with a migration that needs recovery')

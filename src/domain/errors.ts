@@ -36,6 +36,7 @@ export const ERROR_CODES = {
   DISCONNECTED: 'a data connection is lost',
   // migration
   STEP_FAILED: 'a step of the job failed; the cause says how',
+  DOWNTIME_TOO_LONG: 'the VM writes too fast for the downtime that it is allowed',
   OWNER_CHANGED: 'the VM belongs to another host or a newer epoch',
   NEEDS_RECOVERY: 'execution has moved, pages are missing and the peers cannot reach each other',
   VM_LOST: 'the VM cannot run on any host any more',

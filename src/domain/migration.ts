@@ -9,7 +9,7 @@ import type { SharedStorage } from './storage.js';
 import type { Transport, TransportChoice } from './transport.js';
 import type { MemoryVerification } from './verification.js';
 
-export const MIGRATION_MODES = ['postcopy', 'hybrid', 'native-precopy', 'native-postcopy'] as const;
+export const MIGRATION_MODES = ['postcopy', 'hybrid', 'precopy', 'native-precopy', 'native-postcopy'] as const;
 export type MigrationMode = (typeof MIGRATION_MODES)[number];
 
 export interface ModeTraits {
@@ -25,6 +25,7 @@ export interface ModeTraits {
 export const MODE_TRAITS: Readonly<Record<MigrationMode, ModeTraits>> = {
   postcopy: { mover: 'pager', pushes: false, fetches: true },
   hybrid: { mover: 'pager', pushes: true, fetches: true },
+  precopy: { mover: 'pager', pushes: true, fetches: false },
   'native-precopy': { mover: 'backend', pushes: true, fetches: false },
   'native-postcopy': { mover: 'backend', pushes: true, fetches: true },
 };
@@ -35,12 +36,18 @@ export function tracksWrites(mode: MigrationMode): boolean {
   return mover === 'pager' && pushes;
 }
 
+/** The pager brings every page before the VM resumes on the target, while it stands still if need be. */
+export function bringsAllFirst(mode: MigrationMode): boolean {
+  return tracksWrites(mode) && !MODE_TRAITS[mode].fetches;
+}
+
 export interface MigrationRequest {
   readonly vm: string;
   readonly target: string;
   readonly mode: MigrationMode;
   readonly transport: Transport;
   readonly bandwidthBytesPerS: number;
+  /** How long the VM may stand still, in modes in which no page is missing when it resumes. Others ignore it. */
   readonly downtimeMsMax: number;
   /** Absent in records of build 0.1.0, which compared nothing. A new request without it is to prove. */
   readonly sharedStorage?: SharedStorage;
@@ -67,6 +74,7 @@ export const MIGRATION_STEPS = [
   'connectTarget',
   'push',
   'stopSource',
+  'pushLast',
   'transferState',
   'commit',
   'resumeTarget',

@@ -35,7 +35,8 @@ export type MigrationRefusalCode =
   | 'POLICY_FORBIDS'
   | 'DATA_NOT_PROTECTED'
   | 'MEMORY_NOT_VERIFIABLE'
-  | 'WRITE_PROTECT_MISSING';
+  | 'WRITE_PROTECT_MISSING'
+  | 'DOWNTIME_TOO_SHORT';
 
 /** Codes that only forks use. A fork may also be refused with some of the codes of migrations. */
 export type ForkRefusalCode =

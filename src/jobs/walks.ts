@@ -83,6 +83,7 @@ export function walkOf(job: Job, parts: WalkParts): JobWalk {
     ports: { ...ports, source: local.source, sourceInventory: local.inventory, target, registry },
     endpoint: null,
     comparison: null,
+    left: null,
   };
   return {
     fromStart: () => migrationWalk.fromStart(context),

@@ -17,13 +17,21 @@ import { Cluster, eventually, sleep } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 import { Parking } from '../hosts/parking.js';
 
-const BEFORE_COMMIT: StepName[] = ['prepareTarget', 'exposeSource', 'connectTarget', 'stopSource', 'transferState'];
+/** Long enough for a VM that stands still while its coordinator is parked. */
+const PRECOPY = ['--precopy', '--max-downtime', '15000'];
+const BEFORE_COMMIT: readonly { readonly step: StepName; readonly flags: readonly string[] }[] = [
+  ...(['prepareTarget', 'exposeSource', 'connectTarget', 'stopSource', 'transferState'] as const).map((step) => ({
+    step,
+    flags: [],
+  })),
+  { step: 'pushLast', flags: PRECOPY },
+];
 /**
  * Before `commit` everything else is done. So the coordinator continues and commits, whatever happens to the target.
  */
 const COMMIT: StepName = 'commit';
 const AFTER_COMMIT: StepName[] = ['resumeTarget', 'drain', 'releaseSource'];
-const ALL_STEPS = [...BEFORE_COMMIT, COMMIT, ...AFTER_COMMIT];
+const ALL_STEPS = [...BEFORE_COMMIT.map(({ step }) => step), COMMIT, ...AFTER_COMMIT];
 const RECOVERED_MS = 60_000;
 /** Short, so that a job needs recovery soon after the link is cut. It goes on by itself all the same. */
 const RECOVERY_MS_MAX = 1_500;
@@ -152,11 +160,11 @@ const FAULTS_BEFORE: Fault[] = [
   },
 ];
 
-describe.each(BEFORE_COMMIT)('before %s', (step) => {
+describe.each(BEFORE_COMMIT)('before $step', ({ step, flags }) => {
   it.each(FAULTS_BEFORE)('$name: the VM goes on at the source', async ({ name, strike, heal, state }) => {
     // Before its QEMU exists on the target there is none to kill.
     if (step === 'prepareTarget' && name.startsWith('QEMU')) return;
-    const { id } = await migrateUpTo(step, 'A', 'B');
+    const { id } = await migrateUpTo(step, 'A', 'B', ...flags);
     await strike(id);
     await parking.release(before(step));
     if (name.startsWith('the source daemon')) await restart('A');
@@ -254,6 +262,22 @@ describe.each([{ step: COMMIT, faults: AT_COMMIT }, ...AFTER_COMMIT.map((step) =
     });
   },
 );
+
+it('needs the source no more once a pre-copy has switched over', async () => {
+  const source = (await guest.view('A'))?.state === 'running' ? 'A' : 'B';
+  const target = source === 'A' ? 'B' : 'A';
+  const { id } = await migrateUpTo('drain', source, target, ...PRECOPY);
+  await cluster.stopDaemon(source);
+  await killQemu(source);
+  await guest.expectProgress(target);
+  await guest.expectClean(target);
+  await parking.release(before('drain'));
+  await restart(source);
+  await eventually(`job ${id} is done`, RECOVERED_MS, async () =>
+    (await job(source, id)).state === 'done' ? true : undefined,
+  );
+  await expectNothingLeft(source);
+});
 
 it('says plainly that a VM is lost when its QEMU is killed on the target before all pages are there', async () => {
   const source = (await guest.view('A'))?.state === 'running' ? 'A' : 'B';

@@ -2,6 +2,7 @@
 import { readdir } from 'node:fs/promises';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { EXIT } from '../../src/cli/exit-codes.js';
+import type { ErrorJson } from '../../src/domain/errors.js';
 import type { ForkReport } from '../../src/domain/fork.js';
 import type { ImageView } from '../../src/domain/image.js';
 import { isEnded, type JobView } from '../../src/domain/job.js';
@@ -86,6 +87,37 @@ describe('--hybrid', () => {
     await idle.expectProgress('B');
     await idle.expectClean('B');
     await cluster.must(cluster.vmctl('B', 'stop', '--force', idle.name));
+  });
+});
+
+describe('--precopy', () => {
+  it('brings every page before the guest runs on the target', async () => {
+    const flags = ['--precopy', '--max-downtime', '5000', '--verify-memory', '--json'];
+    const dry = await cluster.vmigrate('A', guest.name, 'B', ...flags, '--dry-run');
+    expect(dry.stdout).toContain('until the rest fits in 5000 ms');
+    for (const [from, to, transport] of [
+      ['A', 'B', '--tcp'],
+      ['B', 'A', '--shm'],
+    ] as const) {
+      const report = await cluster.json<MigrationReport>(from, 'vmigrate', guest.name, to, transport, ...flags);
+      expect(report).toMatchObject({ mode: 'precopy', verified: { isComplete: true, pages: PAGES } });
+      expect(report.bytes).toMatchObject({ demand: 0, prefetch: 0 });
+      expect(report.blackoutMs).toBeLessThan(5000);
+      await guest.expectProgress(to);
+      await guest.expectClean(to);
+      await expectNothingLeft(from);
+    }
+  });
+
+  it('leaves a guest where it is that writes too fast for the downtime', async () => {
+    const limits = ['--bandwidth', '24', '--max-downtime', '60'];
+    const failed = await cluster.vmigrate('A', guest.name, 'B', '--precopy', '--tcp', ...limits, '--json');
+    expect(failed.code).toBe(EXIT.failed);
+    const { error } = JSON.parse(failed.stdout) as { error: ErrorJson };
+    expect(error.cause?.cause).toMatchObject({ code: 'DOWNTIME_TOO_LONG', details: { downtimeMsMax: 60 } });
+    expect(await guest.view('A')).toMatchObject({ state: 'running', host: 'A', job: null });
+    await guest.expectProgress('A');
+    await expectNothingLeft('B');
   });
 });
 

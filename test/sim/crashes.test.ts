@@ -31,6 +31,7 @@ const SIMULATED_IN: Readonly<Record<StepName, MigrationMode>> = {
   connectTarget: 'postcopy',
   push: 'hybrid',
   stopSource: 'postcopy',
+  pushLast: 'precopy',
   transferState: 'postcopy',
   nativeStart: 'native-precopy',
   nativeSwitchover: 'native-precopy',

@@ -33,7 +33,7 @@ const KINDS: readonly FaultKind[] = [
   'delayCall',
 ];
 
-const MODES: readonly MigrationMode[] = ['postcopy', 'postcopy', 'hybrid', 'hybrid', 'native-precopy'];
+const MODES: readonly MigrationMode[] = ['postcopy', 'postcopy', 'hybrid', 'hybrid', 'precopy', 'native-precopy'];
 
 /** Several faults. The later ones strike what the earlier ones have caused. */
 function scenarioOf(seed: number): Scenario {

@@ -325,7 +325,9 @@ export class TargetSession {
   }
 
   #afterResume(epoch: number): void {
-    const state = this.#record.state === 'complete' || !MODE_TRAITS[this.#record.mode].fetches ? 'complete' : 'resumed';
+    const { mover, fetches } = MODE_TRAITS[this.#record.mode];
+    const isAllHere = mover === 'backend' && !fetches;
+    const state = this.#record.state === 'complete' || isAllHere ? 'complete' : 'resumed';
     this.#inBackground('session record', this.#noteRun(state));
     this.#inBackground('VM record', this.#context.vms.setState(this.vmName, 'running', { epoch }));
     this.#inBackground('announcement', this.#vm.process.announce());

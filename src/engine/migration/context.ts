@@ -66,6 +66,13 @@ export interface Comparison {
   isCondemned: boolean;
 }
 
+/** What a pre-copy has to fetch while the VM stands still, and how fast it has fetched until then. */
+export interface Left {
+  readonly bytes: number;
+  readonly fetchedBytesPerS: number;
+  readonly pageBytes: number;
+}
+
 /** The context of a migration's walk. */
 export interface StepContext extends WalkContext<WalkStep<StepName>> {
   readonly record: MigrationRecord;
@@ -74,6 +81,8 @@ export interface StepContext extends WalkContext<WalkStep<StepName>> {
   /** The source's current keys. They are secret, so the journal does not hold them. */
   endpoint: SourceEndpointInfo | null;
   comparison: Comparison | null;
+  /** Of a pre-copy: what is left to fetch when the VM stops. */
+  left: Left | null;
 }
 
 export type StepExecutor = Executor<StepContext, Findings>;

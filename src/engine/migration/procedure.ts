@@ -14,6 +14,7 @@
  *   push           source, running  undone at restart    undone (2)       VM dies (1)  undone       undone (2)
  *   nativeStart    source, running  undone at restart    undone (2)       VM dies (1)  undone       undone (2)
  *   stopSource     source, stopped  stopped till restart undone (2)       VM dies (1)  undone       undone (2)
+ *   pushLast       source, stopped  stopped till restart undone (2)       VM dies (1)  undone       undone (2)
  *   transferState  source, stopped  stopped till restart undone (2)       VM dies (1)  undone       undone (2)
  *   nativeSwitch.  source, stopped  stopped till restart undone (2)       VM dies (1)  undone       undone (2)
  *   commit         both, stopped    restart asks the     waits for TD     nothing (3)  VM lost (4)  waits for network
@@ -66,6 +67,7 @@ import { wasForced } from './lost.js';
 import { nativeStart, nativeSwitchover } from './native.js';
 import { connectTarget, exposeSource, prepareTarget, reserve } from './prepare.js';
 import { push } from './push.js';
+import { pushLast } from './push-last.js';
 import { buildReport } from './report.js';
 import { commit, resumeTarget, stopSource, transferState } from './switchover.js';
 import { verifyMemory } from './verify.js';
@@ -78,6 +80,7 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
     connectTarget,
     push,
     stopSource,
+    pushLast,
     transferState,
     commit,
     resumeTarget,

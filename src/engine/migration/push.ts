@@ -1,14 +1,18 @@
 /**
- * Fetches memory while the VM still runs on the source, and again what the VM has written meanwhile, as long as that
- * gets less. What is still missing then is fetched after the switchover, as in a post-copy.
+ * Fetches memory while the VM still runs on the source, and again what the VM has written meanwhile: in a hybrid as
+ * long as that gets less, in a pre-copy until the rest can be fetched in the downtime that the request allows. What is
+ * still missing then is fetched after the switchover, as in a post-copy, or before it (push-last.ts).
  *
  * Each round of written pages is taken back on the target before anything else is fetched, and before the stop, because
  * no later round tells of them again. If an answer is lost, nobody knows which round has been taken. So no call of a
  * round is repeated: the step fails, and the whole move is undone.
  */
 import { MigrationError } from '../../domain/errors.js';
+import { bringsAllFirst } from '../../domain/migration.js';
 import { Rate } from '../../kit/rate.js';
-import { nextRound } from '../../planner/migration/rounds.js';
+import { describeBytes } from '../../planner/bytes.js';
+import { nextPrecopyMove, type Standstill } from '../../planner/migration/downtime.js';
+import { nextRound, type Pass, type PushTrace } from '../../planner/migration/rounds.js';
 import { pause, withDeadline } from '../deadline.js';
 import type { SessionProgress } from '../ports/session.js';
 import { describeProgress, troubleOf } from '../progress.js';
@@ -23,22 +27,49 @@ export const push: StepExecutor = {
     const { ports, record } = context;
     const { vm } = record.plan.request;
     const rate = new Rate();
-    const first = await fetchAll(context, rate);
-    const trace = { firstPassBytes: pushedBytes(first), rounds: [] as { dirtyBytes: number }[] };
+    const passes: Pass[] = [];
+    const dirtyBytes: number[] = [];
+    let pushed = 0;
     for (;;) {
+      const beganAtMs = ports.clock.nowMs();
+      const progress = await fetchAll(context, rate);
+      const bytes = pushedBytes(progress) - pushed;
+      passes.push({ bytes, ms: ports.clock.nowMs() - beganAtMs });
+      pushed += bytes;
       const noting = ports.source.noteDirty(vm, record.session);
       const { round, dirtyPages } = await inTime(context, noting, `noting what ${vm} has written`);
       const taking = ports.target.takeBack(record.session, round);
       await inTime(context, taking, `giving up what ${vm} has written`);
-      trace.rounds.push({ dirtyBytes: dirtyPages * first.pageBytes });
-      if (nextRound(trace) === 'switch') return { rounds: round };
-      await fetchAll(context, rate);
+      dirtyBytes.push(dirtyPages * progress.pageBytes);
+      if (isEnough(context, { passes, dirtyBytes }, progress.pageBytes)) return { rounds: round };
     }
   },
   async undo() {
     // The undo of prepareTarget discards what has been fetched; that of exposeSource ends the tracking of writes.
   },
 };
+
+/** Whether to stop the VM now. Throws DOWNTIME_TOO_LONG if it writes too fast for a pre-copy. */
+function isEnough(context: StepContext, trace: PushTrace, pageBytes: number): boolean {
+  const { request, memoryBytes } = context.record.plan;
+  if (!bringsAllFirst(request.mode)) return nextRound(trace) === 'switch';
+  const move = nextPrecopyMove(trace, { downtimeMsMax: request.downtimeMsMax, memoryBytes });
+  if (move.kind === 'giveUp') throw tooFast(context, trace.dirtyBytes.length, move.best);
+  if (move.kind === 'push') return false;
+  context.left = { bytes: trace.dirtyBytes.at(-1) ?? 0, fetchedBytesPerS: move.fetchedBytesPerS, pageBytes };
+  return true;
+}
+
+function tooFast({ record }: StepContext, rounds: number, best: Standstill): MigrationError {
+  const { vm, downtimeMsMax } = record.plan.request;
+  const { neededMs, writtenBytesPerS, fetchedBytesPerS } = best;
+  const rates = `it writes ${describeBytes(writtenBytesPerS)}/s, and ${describeBytes(fetchedBytesPerS)}/s arrive`;
+  const message = `${vm} would stand still for about ${neededMs} ms, not ${downtimeMsMax}, after ${rounds} rounds`;
+  return new MigrationError('DOWNTIME_TOO_LONG', `${message}: ${rates}`, {
+    remedy: `use --hybrid or --postcopy, or --max-downtime ${neededMs}`,
+    details: { downtimeMsMax, rounds, ...best },
+  });
+}
 
 function inTime<T>({ ports, cancel }: StepContext, work: Promise<T>, what: string): Promise<T> {
   return withDeadline(ports.clock, work, ROUND_MS_MAX, what, cancel);

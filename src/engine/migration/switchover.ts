@@ -22,6 +22,8 @@ export const stopSource: StepExecutor = {
     if (!tracksWrites(mode)) return { stoppedAtUs };
     if (dirty === undefined)
       throw new MigrationError('INTERNAL', `nobody knows which pages ${vm} has written since they were fetched`);
+    const { left } = context;
+    if (left !== null) context.left = { ...left, bytes: left.bytes + dirty.dirtyPages * left.pageBytes };
     return { stoppedAtUs, rounds: dirty.round };
   },
   /** When a migration fails, resuming the source matters most to the guest. Nothing on the target is awaited before. */

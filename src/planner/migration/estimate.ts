@@ -1,4 +1,4 @@
-import { type MigrationRequest, MODE_TRAITS, tracksWrites } from '../../domain/migration.js';
+import { bringsAllFirst, type MigrationRequest, MODE_TRAITS, tracksWrites } from '../../domain/migration.js';
 import { describeBytes } from '../bytes.js';
 
 /**
@@ -24,7 +24,10 @@ export function estimate(request: MigrationRequest, memoryBytes: number): Estima
     ? [
         `at most ${describeBytes(memoryBytes)} move while ${request.vm} runs on the source, ${time}; ` +
           'zero pages are skipped',
-        `what ${request.vm} writes meanwhile moves again, and what is left at the stop moves after it, on demand`,
+        bringsAllFirst(request.mode)
+          ? `what ${request.vm} writes meanwhile moves again, until the rest fits in ${request.downtimeMsMax} ms; ` +
+            'if it never does, the VM stays where it is'
+          : `what ${request.vm} writes meanwhile moves again, and what is left at the stop moves after it, on demand`,
       ]
     : [`at most ${describeBytes(memoryBytes)} move, ${time}; zero pages are skipped`];
   const { mover, fetches } = MODE_TRAITS[request.mode];
@@ -33,7 +36,9 @@ export function estimate(request: MigrationRequest, memoryBytes: number): Estima
       tracksWrites(request.mode)
         ? 'during the blackout device state moves, and the page tables are read once: some milliseconds for each GiB'
         : 'the blackout does not depend on the memory size: only device state moves during it',
-      `${request.vm} needs both hosts until the last page has arrived`,
+      bringsAllFirst(request.mode)
+        ? `${request.vm} needs ${request.target} alone as soon as it runs there`
+        : `${request.vm} needs both hosts until the last page has arrived`,
     );
   } else if (!fetches) {
     notes.push(

@@ -5,6 +5,7 @@
 
 import type { HostInventory, VmInventory } from '../../domain/host.js';
 import {
+  bringsAllFirst,
   type MigrationMode,
   type MigrationOrder,
   type MigrationPlan,
@@ -50,6 +51,21 @@ export const STEPS_OF_MODE: Readonly<Record<MigrationMode, readonly StepName[]>>
     'verifyMemory',
     'releaseSource',
   ],
+  precopy: [
+    'reserve',
+    'prepareTarget',
+    'exposeSource',
+    'connectTarget',
+    'push',
+    'stopSource',
+    'pushLast',
+    'transferState',
+    'commit',
+    'resumeTarget',
+    'drain',
+    'verifyMemory',
+    'releaseSource',
+  ],
   'native-precopy': [
     'reserve',
     'prepareTarget',
@@ -82,7 +98,8 @@ export const PREREQUISITES: Readonly<Record<StepName, { all: readonly StepName[]
   connectTarget: { all: ['prepareTarget', 'exposeSource'], ifPlanned: [] },
   push: { all: ['connectTarget'], ifPlanned: [] },
   stopSource: { all: ['connectTarget'], ifPlanned: ['push'] },
-  transferState: { all: ['stopSource'], ifPlanned: [] },
+  pushLast: { all: ['push', 'stopSource'], ifPlanned: [] },
+  transferState: { all: ['stopSource'], ifPlanned: ['pushLast'] },
   nativeStart: { all: ['prepareTarget'], ifPlanned: [] },
   nativeSwitchover: { all: ['nativeStart'], ifPlanned: [] },
   commit: { all: ['prepareTarget'], ifPlanned: ['transferState', 'nativeSwitchover'] },
@@ -114,8 +131,9 @@ export function firstStepOutOfOrder(steps: readonly { readonly name: StepName }[
 /**
  * Deadlines. They are the only way to notice a silent target. Deadlines of steps during which the VM is stopped are
  * below 5 s, because the VM must run again within 5 s after a failure. stopSource may take longer: the VM runs during
- * most of it. 0 means no deadline, where giving up would be worse than waiting: after a deadline the outcome of commit
- * would be unknown; during push, drain and verifyMemory the engine watches for progress instead.
+ * most of it. pushLast takes as long as the request allows the VM to stand still. 0 means no deadline, where giving up
+ * would be worse than waiting: after a deadline the outcome of commit would be unknown; during push, drain and
+ * verifyMemory the engine watches for progress instead.
  */
 const TIMEOUT_MS: { readonly [Name in StepName]: number } = {
   reserve: 5_000,
@@ -124,6 +142,7 @@ const TIMEOUT_MS: { readonly [Name in StepName]: number } = {
   connectTarget: 10_000,
   push: 0,
   stopSource: 8_000,
+  pushLast: 0,
   transferState: 3_500,
   commit: 0,
   resumeTarget: 5_000,
@@ -168,7 +187,10 @@ function plan(order: MigrationOrder, choice: Choice, sourceHost: HostInventory, 
   const request = { ...order, transport: choice.transport };
   const memoryBytes = vm.spec.memory.sizeBytes;
   const { moveMs, notes } = estimate(request, memoryBytes);
-  const nativeMs = Math.max(NATIVE_MS_MIN, NATIVE_PASSES_MAX * moveMs);
+  const ownTimeoutMs: { readonly [Name in StepName]?: number } = {
+    nativeStart: Math.max(NATIVE_MS_MIN, NATIVE_PASSES_MAX * moveMs),
+    pushLast: request.downtimeMsMax,
+  };
   const registerMs = transportRow(choice.transport).registersMemory ? (memoryBytes * 1000) / REGISTERED_BYTES_PER_S : 0;
   const source = sourceHost.host;
   const { vm: name, target, transport, mode } = request;
@@ -181,8 +203,7 @@ function plan(order: MigrationOrder, choice: Choice, sourceHost: HostInventory, 
       host: at === 'target' ? target : source,
       text: text(names),
       isInBlackout: isInBlackout === true,
-      timeoutMs:
-        step === 'nativeStart' ? nativeMs : TIMEOUT_MS[step] + (REGISTERING_STEPS.includes(step) ? registerMs : 0),
+      timeoutMs: ownTimeoutMs[step] ?? TIMEOUT_MS[step] + (REGISTERING_STEPS.includes(step) ? registerMs : 0),
     };
   });
   return { request, transportReason: choice.reason, source, memoryBytes, steps, notes };
@@ -218,13 +239,19 @@ const DESCRIPTIONS: { readonly [Name in StepName]: StepDescription } = {
   },
   push: {
     at: 'target',
-    text: ({ vm, source }) =>
-      `fetch the memory while ${vm} runs on ${source}, and again what it writes meanwhile, as long as that gets less`,
+    text: ({ vm, source, mode }) =>
+      `fetch the memory while ${vm} runs on ${source}, and again what it writes meanwhile, ` +
+      (bringsAllFirst(mode) ? 'until the rest fits in the downtime' : 'as long as that gets less'),
   },
   stopSource: {
     at: 'source',
     isInBlackout: true,
     text: ({ vm, source }) => `stop ${vm} on ${source} and freeze its memory`,
+  },
+  pushLast: {
+    at: 'target',
+    isInBlackout: true,
+    text: ({ vm, source }) => `fetch what ${vm} has written on ${source} last`,
   },
   transferState: {
     at: 'source',
@@ -242,7 +269,9 @@ const DESCRIPTIONS: { readonly [Name in StepName]: StepDescription } = {
     text: ({ source, mode }) =>
       MODE_TRAITS[mode].mover === 'backend'
         ? `QEMU fetches the rest of the memory from ${source}`
-        : `fetch the memory from ${source}; pages that the guest waits for come first`,
+        : bringsAllFirst(mode)
+          ? 'map the memory, all of which is here'
+          : `fetch the memory from ${source}; pages that the guest waits for come first`,
   },
   verifyMemory: {
     at: 'target',

@@ -21,6 +21,7 @@ import {
   type QemuNeeds,
 } from '../target-host.js';
 import { checkClone } from './clone-preflight.js';
+import { checkDowntime } from './downtime.js';
 import type { PreflightFacts, TargetFacts } from './facts.js';
 import { checkFetchAhead, checkTracking } from './hybrid.js';
 import { checkStorage } from './storage.js';
@@ -42,6 +43,7 @@ export function preflight(request: MigrationRequest, facts: PreflightFacts): Ref
     ...checkState(sourceHost.host, sourceHost.stateFreeBytes),
     ...checkClone(request, sourceHost, vm),
     ...checkTracking(request, sourceHost, vm),
+    ...checkDowntime(request, vm.spec.memory.sizeBytes),
   ];
   switch (target.kind) {
     case 'isSource':

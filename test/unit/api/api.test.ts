@@ -88,7 +88,7 @@ describe('every failure is an error with a code', () => {
     ['a missing key', { method: 'POST', url: '/v1/migrations', payload: { vm: 'a' } }, 400, 'USAGE'],
     [
       'an impossible mode',
-      { method: 'POST', url: '/v1/migrations', payload: { vm: 'a', target: 'B', mode: 'precopy' } },
+      { method: 'POST', url: '/v1/migrations', payload: { vm: 'a', target: 'B', mode: 'stop-and-copy' } },
       400,
       'USAGE',
     ],

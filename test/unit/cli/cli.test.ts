@@ -114,7 +114,7 @@ describe('vmigrate', () => {
   test('2: a limit of the downtime where none holds', async () => {
     const ended = await run('vmigrate', 'web', 'B', '--max-downtime', '300');
     expect(ended).toMatchObject({ code: 2, stdout: '' });
-    expect(ended.stderr).toMatch(/--max-downtime is for QEMU's own migration; postcopy has no such limit/);
+    expect(ended.stderr).toMatch(/--max-downtime is for pre-copies; a postcopy does not wait for memory/);
   });
 
   test('0: done, with the report as the only thing on stdout', async () => {
@@ -166,7 +166,8 @@ describe('vmigrate', () => {
     [['web']],
     [['web', 'B', 'C']],
     [['web', 'B', '--no-such-flag']],
-    [['web', 'B', '--precopy']],
+    [['web', 'B', '--precopy', '--postcopy']],
+    [['web', 'B', '--max-downtime', '5']],
     [['web', 'B', '--hybrid', '--postcopy']],
     [['web', 'B', '--hybrid', '--max-downtime', '5']],
     [['web', 'B', '--tcp', '--shm']],
@@ -196,6 +197,7 @@ describe('vmigrate', () => {
       ['--native', '--postcopy', '--bandwidth', '100', '--max-downtime', '50'],
       ['--shm'],
       ['--hybrid', '--verify-memory'],
+      ['--precopy', '--max-downtime', '80'],
     ])
       expect(await run('vmigrate', 'web', 'B', '--detach', ...flags)).toMatchObject({
         code: 0,
@@ -206,6 +208,7 @@ describe('vmigrate', () => {
       { mode: 'native-postcopy', bandwidthBytesPerS: 100 * 2 ** 20, downtimeMsMax: 50 },
       { mode: 'postcopy', transport: 'shm' },
       { mode: 'hybrid', verifyMemory: true },
+      { mode: 'precopy', downtimeMsMax: 80 },
     ]);
   });
 

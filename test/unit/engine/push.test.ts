@@ -1,6 +1,7 @@
 /** The step in which memory is fetched while the VM still runs on the source. */
 import { describe, expect, test } from 'vitest';
-import { MigrationError } from '../../../src/domain/errors.js';
+import { type ErrorJson, MigrationError } from '../../../src/domain/errors.js';
+import type { MigrationOrder } from '../../../src/domain/migration.js';
 import { request } from '../planner/planner-facts.js';
 import { complete, held, restMigration, Scripted } from './scripted.js';
 
@@ -23,9 +24,9 @@ function scripted(...dirtyMib: number[]): Scripted {
   return world;
 }
 
-async function move(world: Scripted, limits = {}) {
+async function move(world: Scripted, limits = {}, asked: MigrationOrder = hybrid) {
   const { jobs } = await world.daemon(limits);
-  return restMigration(jobs, (await jobs.submit(hybrid)).id);
+  return restMigration(jobs, (await jobs.submit(asked)).id);
 }
 
 const taken = (world: Scripted): unknown[][] => {
@@ -130,6 +131,82 @@ describe('is undone', () => {
     const world = scripted(0);
     world.on['A.stop'] = () => ({ stoppedAtUs: 2_000, stoppedForMs: 0 });
     expect((await move(world)).error).toMatchObject({ cause: { code: 'INTERNAL' } });
+    expect(world.acts.slice(-4)).toEqual(['A.continueVm', ...UNDONE]);
+  });
+});
+
+const causeOf = (error: unknown) => (error as ErrorJson | null)?.cause;
+
+describe('a pre-copy', () => {
+  const precopy = { ...request, mode: 'precopy', downtimeMsMax: 500 } as const;
+  /** The guest has next to no memory that could be fetched in the downtime. */
+  const slow = (world: Scripted): Scripted => {
+    world.on['B.fetchAhead'] = async () => {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      return { isDone: true };
+    };
+    let pushBytes = 0;
+    world.on['B.progress'] = () => {
+      pushBytes += 2 ** 10;
+      return { ...complete, counters: { ...complete.counters, pushBytes } };
+    };
+    return world;
+  };
+
+  test('fetches what was written last before the device state is moved', async () => {
+    const world = scripted(40, 0, 3);
+    const seen = taken(world);
+    const view = await move(world, {}, precopy);
+    expect(view.error).toBeNull();
+    expect(world.acts.slice(4, -2)).toEqual([
+      ...['B.fetchAhead', 'A.noteDirty', 'B.takeBack'],
+      ...['A.stop', 'B.takeBack', 'B.fetchAhead'],
+      ...['A.transferState', 'B.awaitLoaded', 'B.resume'],
+    ]);
+    expect(seen).toEqual([
+      ['takeBack', 1],
+      ['takeBack', 2],
+      ['awaitLoaded', 2],
+    ]);
+    expect(view.report).toMatchObject({ mode: 'precopy', rounds: 2 });
+    expect(view.report?.phases.map(({ name }) => name)).toContain('pushLast');
+  });
+
+  test('leaves the VM where it is if it writes too fast, and says what it would need', async () => {
+    const world = slow(scripted(...Array.from({ length: 40 }, () => 30)));
+    const view = await move(world, {}, precopy);
+    expect(view).toMatchObject({ state: 'failed', error: { code: 'STEP_FAILED' } });
+    const cause = causeOf(view.error);
+    expect(cause).toMatchObject({ code: 'DOWNTIME_TOO_LONG', details: { downtimeMsMax: 500 } });
+    const neededMs = (cause?.details as { neededMs: number } | undefined)?.neededMs ?? 0;
+    expect(neededMs).toBeGreaterThan(500);
+    expect(cause?.remedy).toContain(`--max-downtime ${neededMs}`);
+    expect(world.calls).not.toContain('A.stop');
+    expect(world.acts.slice(-3)).toEqual(UNDONE);
+  });
+
+  test('lets the VM run on if the last of its memory takes too long', async () => {
+    const world = scripted(0, 100);
+    let calls = 0;
+    world.on['B.fetchAhead'] = async () => {
+      if (++calls > 1) await new Promise((resolve) => setTimeout(resolve, 2));
+      return { isDone: calls === 1 };
+    };
+    const view = await move(world, {}, { ...precopy, downtimeMsMax: 60 });
+    expect(view.error).toMatchObject({ step: 'pushLast', cause: { code: 'DOWNTIME_TOO_LONG' } });
+    expect(causeOf(view.error)?.message).toMatch(/more than 60 ms: 100 MiB were left/);
+    expect(world.acts.slice(-4)).toEqual(['A.continueVm', ...UNDONE]);
+    expect(world.calls).not.toContain('A.transferState');
+  });
+
+  test('is undone by a lost connection while the VM stands still', async () => {
+    const world = scripted(0, 0);
+    let calls = 0;
+    world.on['B.fetchAhead'] = () => {
+      if (++calls > 1) throw new MigrationError('UNREACHABLE', 'the target is gone');
+      return { isDone: true };
+    };
+    expect((await move(world, {}, precopy)).error).toMatchObject({ step: 'pushLast', cause: { code: 'UNREACHABLE' } });
     expect(world.acts.slice(-4)).toEqual(['A.continueVm', ...UNDONE]);
   });
 });

@@ -1,5 +1,6 @@
 import type { HostInventory, VmInventory } from '../../../src/domain/host.js';
 import type { MigrationRequest } from '../../../src/domain/migration.js';
+import type { MigrationRefusalCode } from '../../../src/domain/refusal.js';
 import type { RdmaInventory } from '../../../src/domain/transport.js';
 import type { VmSpec } from '../../../src/domain/vm.js';
 import type { PreflightFacts } from '../../../src/planner/migration/facts.js';
@@ -125,3 +126,45 @@ export function goodFacts(): PreflightFacts & { target: { kind: 'reachable' } } 
     vm,
   };
 }
+
+/** Each code with which pre-flight may refuse a migration. A new one that is missing here does not compile. */
+export const MIGRATION_REFUSAL_CODES: Readonly<Record<MigrationRefusalCode, true>> = {
+  TARGET_IS_SOURCE: true,
+  TARGET_UNREACHABLE: true,
+  TARGET_MEMORY: true,
+  NO_SPACE: true,
+  TARGET_HUGE_PAGES: true,
+  USERFAULTFD_NOT_PERMITTED: true,
+  RAM_NOT_SHARED: true,
+  RAM_NOT_NAMED_FILE: true,
+  PRELOAD_MISSING: true,
+  MACHINE_MISSING: true,
+  QEMU_TOO_OLD: true,
+  ACCEL_MISSING: true,
+  DISK_MISSING: true,
+  FILE_MISSING: true,
+  BRIDGE_MISSING: true,
+  DEVICE_NOT_MIGRATABLE: true,
+  VM_IN_JOB: true,
+  VM_NOT_RUNNING: true,
+  VM_NOT_OWNED: true,
+  NAME_TAKEN: true,
+  CERTIFICATE_EXPIRED: true,
+  CLOCK_SKEW: true,
+  TRANSPORT_UNAVAILABLE: true,
+  RDMA_LIMIT: true,
+  SOURCE_MEMORY: true,
+  IDENTITY_PENDING: true,
+  DISK_NOT_MOVABLE: true,
+  DISK_NOT_SHARED: true,
+  FILE_DIFFERS: true,
+  STORAGE_NOT_PROVEN: true,
+  DEVICE_CHANGED: true,
+  PROTOCOL_VERSION: true,
+  HOST_LIMIT: true,
+  DATA_NOT_PROTECTED: true,
+  MEMORY_NOT_VERIFIABLE: true,
+  POLICY_FORBIDS: true,
+  WRITE_PROTECT_MISSING: true,
+  DOWNTIME_TOO_SHORT: true,
+};

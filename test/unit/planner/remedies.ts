@@ -8,6 +8,8 @@ import type { Refusal } from '../../../src/domain/refusal.js';
 const OF_MIGRATIONS: readonly [RegExp, (match: RegExpExecArray) => Partial<MigrationRequest>][] = [
   [/--tcp/, () => ({ transport: 'tcp' })],
   [/--postcopy/, () => ({ mode: 'postcopy' })],
+  [/--hybrid/, () => ({ mode: 'hybrid' })],
+  [/--max-downtime (\d+)/, ([, ms]) => ({ downtimeMsMax: Number(ms) })],
   [/--native/, () => ({ mode: 'native-precopy' })],
   [/--verify-memory/, () => ({ verifyMemory: false })],
   [/--shared-storage assume/, () => ({ sharedStorage: 'assume' })],

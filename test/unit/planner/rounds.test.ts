@@ -15,19 +15,20 @@ interface Model {
 /** Returns what each pass has fetched, and what was left at the end. */
 function run({ memoryBytes, workingSetBytes, dirtyBytesPerS, linkBytesPerS }: Model) {
   const passes = [memoryBytes];
-  const rounds: { dirtyBytes: number }[] = [];
+  const dirtyBytes: number[] = [];
   for (;;) {
     const seconds = passes.at(-1)! / linkBytesPerS;
-    const dirtyBytes = Math.min(workingSetBytes, dirtyBytesPerS * seconds);
-    rounds.push({ dirtyBytes });
-    if (nextRound({ firstPassBytes: memoryBytes, rounds }) === 'switch') return { passes, leftBytes: dirtyBytes };
-    passes.push(dirtyBytes);
+    const leftBytes = Math.min(workingSetBytes, dirtyBytesPerS * seconds);
+    dirtyBytes.push(leftBytes);
+    const trace = { passes: passes.map((bytes) => ({ bytes, ms: (1000 * bytes) / linkBytesPerS })), dirtyBytes };
+    if (nextRound(trace) === 'switch') return { passes, leftBytes };
+    passes.push(leftBytes);
   }
 }
 
 const trace = (firstPassMib: number, ...dirtyMib: number[]) => ({
-  firstPassBytes: firstPassMib * MIB,
-  rounds: dirtyMib.map((mib) => ({ dirtyBytes: mib * MIB })),
+  passes: [{ bytes: firstPassMib * MIB, ms: firstPassMib }],
+  dirtyBytes: dirtyMib.map((mib) => mib * MIB),
 });
 
 describe('a further round', () => {
