@@ -177,6 +177,7 @@ class TargetSessionWrap final : public Wrap<TargetSessionWrap, TargetSessionStat
  private:
   Napi::Value connect(const Napi::CallbackInfo& info);
   void fetch_ahead(const Napi::CallbackInfo& info);
+  void hold_ahead(const Napi::CallbackInfo& info);
   Napi::Value take_back(const Napi::CallbackInfo& info);
   void start(const Napi::CallbackInfo& info);
   void serve_demand(const Napi::CallbackInfo& info);

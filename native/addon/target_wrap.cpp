@@ -38,6 +38,7 @@ Napi::FunctionReference TargetSessionWrap::define(Napi::Env env) {
   return Napi::Persistent(DefineClass(env, "TargetSession",
                                       {InstanceMethod<&TargetSessionWrap::connect>("connect"),
                                        InstanceMethod<&TargetSessionWrap::fetch_ahead>("fetchAhead"),
+                                       InstanceMethod<&TargetSessionWrap::hold_ahead>("holdAhead"),
                                        InstanceMethod<&TargetSessionWrap::take_back>("takeBack"),
                                        InstanceMethod<&TargetSessionWrap::start>("start"),
                                        InstanceMethod<&TargetSessionWrap::serve_demand>("serveDemand"),
@@ -111,6 +112,12 @@ Napi::Value TargetSessionWrap::connect(const Napi::CallbackInfo& info) {
 void TargetSessionWrap::fetch_ahead(const Napi::CallbackInfo& info) {
   if (!state_.core) return throw_error(info.Env(), kClosedHandle);
   if (const Status status = state_.core->session->fetch_ahead(); !status)
+    throw_error(info.Env(), status.error());
+}
+
+void TargetSessionWrap::hold_ahead(const Napi::CallbackInfo& info) {
+  if (!state_.core) return throw_error(info.Env(), kClosedHandle);
+  if (const Status status = state_.core->session->hold_ahead(); !status)
     throw_error(info.Env(), status.error());
 }
 

@@ -28,6 +28,7 @@ void BulkThread::run() {
   // Measured on two loaded cores, 256 MiB under random faults: +5 takes twice as long as -5, with no shorter
   // waits.
   set_up_thread("vmg-bulk", -5);
+  is_held_.store(false, std::memory_order_relaxed);
   work_until_done();
   link_ = Link{};
   note_cpu_time();
@@ -43,7 +44,7 @@ void BulkThread::run_ahead(PageSink& sink) {
   work_until_done();
   sink_ = usual;
   // Nothing may be written into the pages any more if somebody ends the session now.
-  if (!core_.fill().all_done()) {
+  if (!core_.fill().all_done() && !is_quiet()) {
     link_ = Link{};
     link_dropped_ = true;
   }
@@ -52,11 +53,11 @@ void BulkThread::run_ahead(PageSink& sink) {
 }
 
 Result<uint64_t> BulkThread::take_back(uint32_t round) {
-  if (fetches_.used_count() != 0 || !link_.endpoint)
+  if (!is_quiet() || !link_.endpoint)
     return Error{ErrorCode::kInvalidArgument, 0, "pages are taken back before they were fetched"};
   const auto taken = take_back_written(core_, link_, round, kTakeBackTimeout);
-  // The sweep begins again.
-  core_.note_unclaimed();
+  // First comes what was never fetched: what the VM has just written, it will soon write again.
+  prefetch_.sweep_again();
   return taken;
 }
 
@@ -64,6 +65,7 @@ void BulkThread::work_until_done() {
   // A page whose CONTINUE was deferred is present but may have waiters, so this thread stays until it is
   // done.
   while (!core_.owner().must_end() && !(core_.fill().all_done() && !sink_->has_deferred())) {
+    if (is_held() && is_quiet()) break;
     bool worked = take_new_link();
     worked |= sink_->has_deferred() && sink_->retry();
     worked |= poll_completions();
@@ -72,6 +74,16 @@ void BulkThread::work_until_done() {
     worked |= sink_->show_some();
     if (!worked) sleep(at_ns);
   }
+}
+
+void BulkThread::hold(bool is_held) {
+  // Nothing is handed over: the thread acts on the flag alone, and the wake-up makes it look.
+  is_held_.store(is_held, std::memory_order_relaxed);
+  core_.wake_lanes();
+}
+
+bool BulkThread::is_held() const {
+  return is_held_.load(std::memory_order_relaxed);
 }
 
 void BulkThread::note_cpu_time() const {
@@ -138,7 +150,8 @@ bool BulkThread::poll_completions() {
 }
 
 bool BulkThread::may_sweep(uint64_t at_ns) const {
-  return core_.fetches_all.load(std::memory_order_relaxed) && core_.nearer.holds_back_until_ns(at_ns) == 0;
+  return !is_held() && core_.fetches_all.load(std::memory_order_relaxed) &&
+         core_.nearer.holds_back_until_ns(at_ns) == 0;
 }
 
 bool BulkThread::fetch(uint64_t at_ns) {

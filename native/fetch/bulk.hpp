@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 
 #include "fetch/core.hpp"
@@ -19,15 +20,21 @@ class BulkThread {
   BulkThread(FetchCore& core, PageSink& sink);
   void run();
 
-  /// The life of a thread that fetches ahead: until every page is here, or the session must end. It waits for
-  /// another connection if one is lost. `sink` shows the pages to nobody.
+  /// The life of a thread that fetches ahead: until every page is here, it is held, or the session must end.
+  /// It waits for another connection if one is lost. `sink` shows the pages to nobody.
   void run_ahead(PageSink& sink);
+  /// Lets run_ahead end when what is in flight has come, or, with false, go on. Any thread.
+  void hold(bool is_held);
+  /// True if no page is in flight and the holes of all regions are known. Then pages may be taken back: a map
+  /// of holes that is older than a write would turn the page into a zero page afterwards.
+  bool is_quiet() const { return fetches_.used_count() == 0 && maps_.finished(); }
   /// Makes the pages absent again that the VM has written since (dirty_map_reader.hpp). kInvalidArgument if
-  /// run_ahead has not fetched every page.
+  /// run_ahead has not ended in quiet.
   Result<uint64_t> take_back(uint32_t round);
 
  private:
   void work_until_done();
+  bool is_held() const;
   bool take_new_link();
   bool connected() const;
   bool poll_completions();
@@ -45,6 +52,7 @@ class BulkThread {
   Prefetch prefetch_;
   Link link_;
   bool link_dropped_ = false;
+  std::atomic<bool> is_held_{false};
   uint64_t cpu_ns_before_ = 0;  ///< of threads that have ended
 };
 

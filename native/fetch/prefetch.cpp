@@ -1,6 +1,7 @@
 #include "fetch/prefetch.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/inject_point.hpp"
 
@@ -21,6 +22,10 @@ std::optional<Prefetch::Claimed> Prefetch::claim_next(uint64_t at_ns) {
   auto claimed = claim_from_streams(chunk_bytes);
   if (!claimed) claimed = claim_from_order(chunk_bytes);
   if (!claimed) claimed = claim_from_sweep(chunk_bytes);
+  if (!claimed && std::exchange(sweeps_again_, false)) {
+    std::fill(sweep_page_.begin(), sweep_page_.end(), 0);
+    claimed = claim_from_sweep(chunk_bytes);
+  }
   if (claimed) {
     size_.grow();
     inject_point(wire::InjectPoint::kTargetPrefetchClaimed,

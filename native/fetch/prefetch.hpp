@@ -27,6 +27,8 @@ class Prefetch {
   };
   /// Claims a run and returns it; nullopt if no page that is known to be data is absent.
   std::optional<Claimed> claim_next(uint64_t at_ns);
+  /// Pages below the sweep have become absent. It comes to them when it has been through the others.
+  void sweep_again() { sweeps_again_ = true; }
   uint64_t in_flight_bytes_max(uint64_t at_ns) const { return size_.in_flight_bytes_max(at_ns); }
 
  private:
@@ -51,8 +53,9 @@ class Prefetch {
   uint64_t stream_uses_ = 0;
   memory::OrderedPages order_;
   std::optional<memory::Clusters::Place> ordered_;  ///< what is left of the last clusters of the order
-  std::vector<uint64_t>
-      sweep_page_;  // one per region: no page below it is absent, unless a claim has been given up since
+  std::vector<uint64_t> sweep_page_;  // one per region: no page below it is absent, unless a claim was given
+                                      // up or a page taken back since
+  bool sweeps_again_ = false;
   uint64_t unclaimed_count_ = 0;  // of the last look at FetchCore::unclaimed_count
 };
 

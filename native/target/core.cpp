@@ -51,8 +51,9 @@ Status TargetCore::begin_ahead() {
   return ok();
 }
 
-void TargetCore::end_ahead() {
-  if (fill_->all_done()) static_cast<void>(state_.advance({TargetState::kAhead}, TargetState::kIdle));
+void TargetCore::end_ahead(bool is_quiet) {
+  if (fill_->all_done() || is_quiet)
+    static_cast<void>(state_.advance({TargetState::kAhead}, TargetState::kIdle));
   on_edge_();
 }
 

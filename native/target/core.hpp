@@ -62,9 +62,9 @@ class TargetCore final : private FetchOwner {
   /// Serving thread: call it after every range is unregistered.
   void complete(uint64_t at_ns);
   Status attach(SourceEndpoints endpoints);
-  /// kIdle -> kAhead, and back when every page is here.
+  /// kIdle -> kAhead, and back when every page is here or nothing is in flight.
   Status begin_ahead();
-  void end_ahead();
+  void end_ahead(bool is_quiet);
   Status begin();
   /// Asks both threads to end.
   void request_stop();

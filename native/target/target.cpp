@@ -34,6 +34,7 @@ class TargetThreads final : public TargetSession {
   Status fetch_ahead() override {
     const std::lock_guard lock(threads_mutex_);
     const TargetState state = core_->state();
+    bulk_.hold(false);
     if (ahead_thread_.joinable() && (state == TargetState::kAhead || state == TargetState::kDisconnected))
       return ok();
     if (auto status = core_->begin_ahead(); !status) return status;
@@ -41,8 +42,14 @@ class TargetThreads final : public TargetSession {
     const SignalsBlocked blocked;
     ahead_thread_ = std::thread([this] {
       bulk_.run_ahead(ahead_sink_);
-      core_->end_ahead();
+      core_->end_ahead(bulk_.is_quiet());
     });
+    return ok();
+  }
+
+  Status hold_ahead() override {
+    const std::lock_guard lock(threads_mutex_);
+    if (ahead_thread_.joinable()) bulk_.hold(true);
     return ok();
   }
 

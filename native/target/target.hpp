@@ -59,8 +59,12 @@ class TargetSession {
   virtual Status connect(SourceEndpoints endpoints) = 0;
   /// Fetches every missing page while the VM still runs on the source. Nothing is mapped, so that pages may
   /// be taken back afterwards. Allowed from kIdle once connected. The state is kAhead, and kIdle when every
-  /// page is here; after kDisconnected a connect() goes on. Does nothing while it is under way.
+  /// page is here or hold_ahead() was called; after kDisconnected a connect() goes on. While it is under way,
+  /// it takes a hold_ahead() back.
   virtual Status fetch_ahead() = 0;
+  /// Lets fetch_ahead() end before every page is here: the state is kIdle when what was in flight has come.
+  /// Does nothing in another state. After kDisconnected it takes effect with the next connection.
+  virtual Status hold_ahead() = 0;
   /// Makes the pages absent again that the VM has written since they were fetched; the source has told the
   /// number of the round. Returns how many there were; 0 for those of a round that was taken already. Allowed
   /// from kIdle after fetch_ahead(). Blocks for a READ of the source's map.

@@ -49,6 +49,7 @@ export interface AddonTargetSession {
   start(): void;
   serveDemand(): void;
   fetchAhead(): void;
+  holdAhead(): void;
   takeBack(round: number): Promise<{ pages: number }>;
   snapshot(): { state: TargetSessionState; counters: BigUint64Array; failure: NativeFailure | null };
   close(): Promise<void>;

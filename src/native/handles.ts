@@ -161,6 +161,10 @@ export class TargetSession implements TargetSessionHandle {
     attempt('fetch pages ahead', () => this.#native.fetchAhead());
   }
 
+  holdAhead(): void {
+    attempt('hold the fetching of pages', () => this.#native.holdAhead());
+  }
+
   async takeBack(round: number): Promise<{ pages: number }> {
     checkRound(round);
     return attemptAsync('give up pages that the VM has written since', () => this.#native.takeBack(round));

@@ -86,10 +86,12 @@ export interface TargetSessionHandle {
   connect(source: SourceAddress, timeoutMs: number): Promise<void>;
   /**
    * Fetches every missing page while the VM still runs on the source. Nothing is mapped and no fault is served. Allowed
-   * in state `idle`, once connected. The state is `ahead` until every page is here (then `idle` again, onEdge), the
-   * connection is lost, or the session has failed.
+   * in state `idle`, once connected. The state is `ahead` until every page is here or it is held (then `idle` again,
+   * onEdge), the connection is lost, or the session has failed. While it is under way, a call takes holdAhead back.
    */
   fetchAhead(): void;
+  /** Ends fetchAhead before every page is here: the state is `idle` when what was in flight has come. */
+  holdAhead(): void;
   /**
    * Reads the source's dirty maps, which must be of this round, and makes those pages absent again. Only in state
    * `idle`, before serveDemand and start. Off the main thread.

@@ -23,7 +23,7 @@ interface StateSink {
 }
 
 /** A page counts as this many, so that there are rounds: a few pages of 4 KiB would be too little for one. */
-const DIRTY_WEIGHT = 1000;
+export const DIRTY_WEIGHT = 1000;
 
 export class SimSource extends SimHalf implements SourcePort {
   /** The other host's target, if its daemon lives and the network is up. */

@@ -11,9 +11,10 @@ import type {
   SessionProgress,
   SourceEndpointInfo,
 } from '../../src/engine/ports/session.js';
-import type { TargetPort } from '../../src/engine/ports/target.js';
+import type { FetchedAhead, TargetPort } from '../../src/engine/ports/target.js';
 import { failure, type HalfParts, SimHalf } from './half.js';
 import { PAGE_MS } from './native.js';
+import { DIRTY_WEIGHT } from './source.js';
 import { digestsOf, PAGES, type VmRecord } from './world.js';
 
 /** The source of the pages. */
@@ -25,6 +26,8 @@ interface PageSource {
 
 /** As that of the source's pages, and more, so that a second round pays. */
 const FETCHED_WEIGHT = 4096 * 2_000;
+/** A call fetches no more, so that rounds are made before every page has come. */
+const PAGES_AT_ONCE = 4;
 
 export class SimTarget extends SimHalf implements TargetPort {
   /** The other host's source, if its daemon lives and the network is up. */
@@ -82,12 +85,14 @@ export class SimTarget extends SimHalf implements TargetPort {
     if (noted.hasRun) void this.#fetch(session, this.vm(noted.vm));
   }
 
-  async fetchAhead(session: string): Promise<{ isDone: boolean }> {
+  async fetchAhead(session: string, _msMax: number, holds: boolean): Promise<FetchedAhead> {
     const waiting = this.#ahead(session);
     const { memory } = this.vm(this.#session(session).vm);
     const key = this.#connections.get(session);
+    let left = PAGES_AT_ONCE;
     for (let index = 0; index < PAGES; index++) {
       if (memory === null || memory.pages[index] !== null) continue;
+      if (left-- === 0) return { isDone: false, isHeld: holds };
       await this.life.sleep(PAGE_MS);
       this.refuseClosed(session);
       const peer = this.#peer();
@@ -101,7 +106,7 @@ export class SimTarget extends SimHalf implements TargetPort {
       this.world.event(`page ${index} ahead`);
       await this.life.survive();
     }
-    return { isDone: true };
+    return { isDone: true, isHeld: true };
   }
 
   async takeBack(session: string, round: number): Promise<{ pages: number }> {
@@ -112,9 +117,10 @@ export class SimTarget extends SimHalf implements TargetPort {
     if (dirty === null) throw failure('DISCONNECTED', 'the source does not tell what was written');
     const { memory } = this.vm(this.#session(session).vm);
     if (!this.world.isTakeBackBroken) for (const index of dirty) if (memory !== null) memory.pages[index] = null;
-    Object.assign(waiting, { round, pages: dirty.length });
+    const pages = dirty.length * DIRTY_WEIGHT;
+    Object.assign(waiting, { round, pages });
     await this.work('take back');
-    return { pages: dirty.length };
+    return { pages };
   }
 
   #ahead(session: string) {

@@ -155,6 +155,60 @@ TEST_F(Ahead, OrderOfCalls) {
   EXPECT_FALSE(vm.session->take_back(1).ok());
 }
 
+/// Fetches the first pages, and waits until nothing else is in flight.
+TEST_F(Ahead, IsHeldWhenWhatIsInFlightHasCome) {
+  TargetOptions options;
+  options.bandwidth_bytes_per_s = 64 * kPage;
+  connect(options);
+  ASSERT_TRUE(vm.session->fetch_ahead().ok());
+  ASSERT_TRUE(test::eventually([&] { return vm.counter(TargetCounter::kPushBytes) != 0; }));
+  ASSERT_TRUE(vm.session->hold_ahead().ok());
+  ASSERT_TRUE(vm.reaches(TargetState::kIdle));
+  const uint64_t present = vm.counter(TargetCounter::kPagesPresent);
+  ASSERT_LT(present + vm.counter(TargetCounter::kPagesZero), kPages + 9) << "it must not be done";
+  ASSERT_GT(present, 1u);
+  // One page is here, a hole, and one that was never fetched.
+  rewrite({1, 4, kPages - 1}, 1);
+  EXPECT_EQ(vm.session->take_back(1).value(), 2u);
+  EXPECT_EQ(vm.counter(TargetCounter::kPagesPresent), present - 1);
+  finish();
+}
+
+TEST_F(Ahead, IsNotHeldWhileAnythingIsInFlightAndGoesOn) {
+  connect();
+  vm.bulk->hold_all();
+  ASSERT_TRUE(vm.session->fetch_ahead().ok());
+  ASSERT_TRUE(vm.session->hold_ahead().ok());
+  EXPECT_FALSE(test::eventually([&] { return vm.session->state() == TargetState::kIdle; },
+                                std::chrono::milliseconds(50)));
+  EXPECT_EQ(vm.session->take_back(1).error().code, ErrorCode::kInvalidArgument);
+  ASSERT_TRUE(vm.session->fetch_ahead().ok()) << "it is held no more";
+  vm.bulk->release_all();
+  ASSERT_TRUE(vm.reaches(TargetState::kIdle));
+  EXPECT_EQ(vm.counter(TargetCounter::kPagesPresent) + vm.counter(TargetCounter::kPagesZero), kPages + 9);
+  ASSERT_TRUE(vm.session->hold_ahead().ok()) << "nothing is under way";
+  rewrite({1}, 1);
+  EXPECT_EQ(vm.session->take_back(1).value(), 1u);
+  fetch_all();
+  finish();
+}
+
+/// A map of holes that is read after the page was written would turn it into a zero page.
+TEST_F(Ahead, IsNotHeldBeforeTheHolesAreKnown) {
+  vm.map_vm();
+  vm.open();
+  ASSERT_TRUE(vm.session->connect(vm.endpoints()).ok());
+  ASSERT_TRUE(vm.session->fetch_ahead().ok());
+  ASSERT_TRUE(vm.session->hold_ahead().ok());
+  EXPECT_FALSE(test::eventually([&] { return vm.session->state() == TargetState::kIdle; },
+                                std::chrono::milliseconds(50)));
+  vm.finish_maps();
+  ASSERT_TRUE(vm.reaches(TargetState::kIdle));
+  rewrite({4}, 1);
+  EXPECT_EQ(vm.session->take_back(1).value(), 1u);
+  finish();
+}
+
 TEST_F(Ahead, ALostConnectionIsReplacedByAnother) {
   connect();
   vm.bulk->hold_all();

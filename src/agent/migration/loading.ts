@@ -7,6 +7,7 @@ import { PassThrough, pipeline, type Readable } from 'node:stream';
 import type { StateImport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { type MigrationMode, tracksWrites } from '../../domain/migration.js';
+import type { FetchedAhead } from '../../engine/ports/target.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { PageSession } from './page-session.js';
 
@@ -16,9 +17,6 @@ import type { PageSession } from './page-session.js';
  * would not come in time, and the move would be undone.
  */
 const HELD_BYTES_MAX = 128 * 2 ** 20;
-
-/** How long one call fetches pages ahead: the caller wants to see what arrives, and no call between hosts is long. */
-const FETCH_AHEAD_MS = 1_000;
 
 export class Loading {
   readonly #vm: ManagedVm;
@@ -54,9 +52,9 @@ export class Loading {
     await this.#explained(this.#state.loaded());
   }
 
-  /** Fetches pages while the VM runs on the source. Resolves after some time, done or not. */
-  async fetchAhead(): Promise<{ isDone: boolean }> {
-    return { isDone: await this.#ahead.fetchAhead(FETCH_AHEAD_MS) };
+  /** Fetches pages while the VM runs on the source. */
+  async fetchAhead(msMax: number, holds: boolean): Promise<FetchedAhead> {
+    return this.#ahead.fetchAhead(msMax, holds);
   }
 
   /**

@@ -5,6 +5,7 @@
 
 import { MigrationError } from '../../domain/errors.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
+import type { FetchedAhead } from '../../engine/ports/target.js';
 import type { ArrivalTags } from '../../native/chunk-types.js';
 import { failureToError } from '../../native/failure.js';
 import type { TargetSessionHandle, TargetSnapshot, TouchOrder } from '../../native/types.js';
@@ -23,6 +24,9 @@ const SUMMED: readonly TargetCounter[] = [
   'faultWaitNs',
   'cpuNs',
 ];
+
+/** Nothing may be in flight before pages are taken back. On a slow link that takes its time. */
+const HOLD_MS_MAX = 10_000;
 
 export interface PageSessionOptions {
   readonly session: string;
@@ -53,6 +57,8 @@ export class PageSession {
   #isFilling = false;
   /** Pages are being fetched while the VM runs elsewhere, and some are still missing. */
   #isAhead = false;
+  /** The native session has been told to end that when nothing is in flight. */
+  #isHolding = false;
   #isTakingBack = false;
   /** Those who wait for the next edge. */
   readonly #wakers = new Set<() => void>();
@@ -92,27 +98,38 @@ export class PageSession {
   }
 
   /**
-   * Fetches the missing pages while the VM runs elsewhere: begins, or goes on. Resolves with true when all are here,
-   * with false after `msMax`. A lost connection is made again meanwhile.
+   * Fetches the missing pages while the VM runs elsewhere: begins, or goes on. Resolves when all are here, or after
+   * `msMax`. `holds`: it waits a little longer then, until nothing is in flight. A lost connection is made again
+   * meanwhile.
    */
-  async fetchAhead(msMax: number): Promise<boolean> {
-    const deadlineMs = performance.now() + msMax;
+  async fetchAhead(msMax: number, holds: boolean): Promise<FetchedAhead> {
     // The native session would let this thread wait.
     if (this.#isTakingBack) throw new MigrationError('CONFLICT', 'pages are being given up');
     if (!this.#isAhead) {
       this.#refuseUnlessIdle();
       this.#isAhead = true;
       this.#fetchAheadNow();
+    } else if (this.#isHolding && this.#link.isConnected) this.#fetchAheadNow();
+    await this.#aheadEnds(msMax);
+    if (this.#isAhead && holds && this.#link.isConnected) {
+      this.#isHolding = true;
+      this.#link.reader.holdAhead();
+      await this.#aheadEnds(HOLD_MS_MAX);
     }
+    const { pageCount, pagesPresent, pagesZero } = this.snapshot.counters;
+    return { isDone: !this.#isAhead && pagesPresent + pagesZero === pageCount, isHeld: !this.#isAhead };
+  }
+
+  async #aheadEnds(msMax: number): Promise<void> {
+    const deadlineMs = performance.now() + msMax;
     while (this.#isAhead) {
       if (this.#isClosed) throw new MigrationError('CONFLICT', 'the page session has ended');
       const { state, failure } = this.snapshot;
       if (state === 'failed' && failure !== null) throw failureToError(failure, 'fetching pages ahead');
       const leftMs = deadlineMs - performance.now();
-      if (leftMs <= 0) return false;
+      if (leftMs <= 0) return;
       await this.#edge(leftMs);
     }
-    return true;
   }
 
   /** Gives up the pages that the VM has written before this round was noted. */
@@ -203,6 +220,7 @@ export class PageSession {
   }
 
   #fetchAheadNow(): void {
+    this.#isHolding = false;
     this.#link.reader.fetchAhead();
     this.#noteAhead();
   }

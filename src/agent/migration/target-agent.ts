@@ -14,7 +14,7 @@ import type {
   SessionProgress,
   SourceEndpointInfo,
 } from '../../engine/ports/session.js';
-import type { TargetPort } from '../../engine/ports/target.js';
+import type { FetchedAhead, TargetPort } from '../../engine/ports/target.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import type { ArrivalView } from './arrival.js';
 import type { MigrationContext } from './context.js';
@@ -172,8 +172,8 @@ export class TargetAgent implements TargetPort {
     return this.#target(session).openStream();
   }
 
-  async fetchAhead(session: string): Promise<{ readonly isDone: boolean }> {
-    return this.#target(session).fetchAhead();
+  async fetchAhead(session: string, msMax: number, holds: boolean): Promise<FetchedAhead> {
+    return this.#target(session).fetchAhead(msMax, holds);
   }
 
   async takeBack(session: string, round: number): Promise<{ readonly pages: number }> {

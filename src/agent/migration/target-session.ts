@@ -19,6 +19,7 @@ import type {
   SessionState,
   SourceEndpointInfo,
 } from '../../engine/ports/session.js';
+import type { FetchedAhead } from '../../engine/ports/target.js';
 import { failureToError } from '../../native/failure.js';
 import { refuseSpecOfPeer } from '../policy/policy.js';
 import type { ManagedVm } from '../vm/vms.js';
@@ -185,9 +186,9 @@ export class TargetSession {
     return this.#hasRun ? this.#state.reopenStream() : this.#state.openStream();
   }
 
-  async fetchAhead(): Promise<{ isDone: boolean }> {
+  async fetchAhead(msMax: number, holds: boolean): Promise<FetchedAhead> {
     this.#refuseIfEnded();
-    return this.#loading.fetchAhead();
+    return this.#loading.fetchAhead(msMax, holds);
   }
 
   async takeBack(round: number): Promise<{ pages: number }> {

@@ -97,6 +97,9 @@ const vmSession = z.tuple([vmName, sessionId]);
 const vmJob = z.tuple([vmName, jobId]);
 const fork = z.tuple([forkId]);
 
+/** How long one call fetches: no call between hosts is long. */
+const fetchMs = z.int().min(0).max(10_000);
+
 const HOST_METHODS: HostMethods = {
   inventory: {
     inventory: method(z.tuple([]), hostInventory, USUAL_MS),
@@ -131,7 +134,11 @@ const HOST_METHODS: HostMethods = {
   target: {
     prepare: method(z.tuple([prepareRequest]), z.object({ nativeUri: z.string().max(1024).nullable() }), LONG_MS),
     connect: method(z.tuple([sessionId, endpoint]), nothing, REGISTER_MS),
-    fetchAhead: method(session, z.object({ isDone: z.boolean() }), USUAL_MS),
+    fetchAhead: method(
+      z.tuple([sessionId, fetchMs, z.boolean()]),
+      z.object({ isDone: z.boolean(), isHeld: z.boolean() }),
+      USUAL_MS,
+    ),
     takeBack: method(z.tuple([sessionId, round]), z.object({ pages: count }), USUAL_MS),
     awaitLoaded: method(z.tuple([sessionId, round.optional()]), nothing, LONG_MS),
     resume: method(z.tuple([sessionId, epoch]), z.object({ resumedAtUs: microseconds }), USUAL_MS),

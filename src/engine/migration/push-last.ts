@@ -8,13 +8,16 @@ import { switchMs } from '../../planner/migration/downtime.js';
 import { withDeadline } from '../deadline.js';
 import type { StepContext, StepExecutor } from './context.js';
 
+/** No call between hosts is long. */
+const LOOK_MS = 1_000;
+
 export const pushLast: StepExecutor = {
   async forward(context) {
     const { ports, record, findings } = context;
     // After the last round no page is written any more, so what is fetched from here on is final.
     await inTime(context, ports.target.takeBack(record.session, findings.rounds));
     for (;;) {
-      const { isDone } = await inTime(context, ports.target.fetchAhead(record.session));
+      const { isDone } = await inTime(context, ports.target.fetchAhead(record.session, LOOK_MS, false));
       if (isDone) return undefined;
     }
   },

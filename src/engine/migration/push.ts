@@ -1,7 +1,7 @@
 /**
- * Fetches memory while the VM still runs on the source, and again what the VM has written meanwhile: in a hybrid as
- * long as that gets less, in a pre-copy until the rest can be fetched in the downtime that the request allows. What is
- * still missing then is fetched after the switchover, as in a post-copy, or before it (push-last.ts).
+ * Fetches memory while the VM still runs on the source, and again what the VM has written meanwhile. A hybrid goes on
+ * while that pays; what is still missing then is fetched after the switchover, as in a post-copy. A pre-copy goes on
+ * until the rest can be fetched in the downtime that the request allows (push-last.ts).
  *
  * Each round of written pages is taken back on the target before anything else is fetched, and before the stop, because
  * no later round tells of them again. If an answer is lost, nobody knows which round has been taken. So no call of a
@@ -11,53 +11,151 @@ import { MigrationError } from '../../domain/errors.js';
 import { bringsAllFirst } from '../../domain/migration.js';
 import { Rate } from '../../kit/rate.js';
 import { describeBytes } from '../../planner/bytes.js';
-import { nextPrecopyMove, type Standstill } from '../../planner/migration/downtime.js';
-import { nextRound, type Pass, type PushTrace } from '../../planner/migration/rounds.js';
+import { nextPrecopyMove, type Pass, type Standstill } from '../../planner/migration/downtime.js';
+import { nextRound, nextRoundMs, type Round } from '../../planner/migration/rounds.js';
 import { pause, withDeadline } from '../deadline.js';
 import type { SessionProgress } from '../ports/session.js';
+import type { FetchedAhead } from '../ports/target.js';
 import { describeProgress, troubleOf } from '../progress.js';
-import { newMarks, noteAdvance } from '../walk-context.js';
+import { type Marks, newMarks, noteAdvance } from '../walk-context.js';
 import type { StepContext, StepExecutor } from './context.js';
 
 /** To read which pages were written takes a second for some hundred GiB of memory. */
 const ROUND_MS_MAX = 30_000;
+/** A pre-copy shows its progress so often. */
+const LOOK_MS = 1_000;
 
 export const push: StepExecutor = {
   async forward(context) {
-    const { ports, record } = context;
-    const { vm } = record.plan.request;
-    const rate = new Rate();
-    const passes: Pass[] = [];
-    const dirtyBytes: number[] = [];
-    let pushed = 0;
-    for (;;) {
-      const beganAtMs = ports.clock.nowMs();
-      const progress = await fetchAll(context, rate);
-      const bytes = pushedBytes(progress) - pushed;
-      passes.push({ bytes, ms: ports.clock.nowMs() - beganAtMs });
-      pushed += bytes;
-      const noting = ports.source.noteDirty(vm, record.session);
-      const { round, dirtyPages } = await inTime(context, noting, `noting what ${vm} has written`);
-      const taking = ports.target.takeBack(record.session, round);
-      await inTime(context, taking, `giving up what ${vm} has written`);
-      dirtyBytes.push(dirtyPages * progress.pageBytes);
-      if (isEnough(context, { passes, dirtyBytes }, progress.pageBytes)) return { rounds: round };
-    }
+    const isPrecopy = bringsAllFirst(context.record.plan.request.mode);
+    return { rounds: await (isPrecopy ? pushUntilRestFits(context) : pushWhilePaying(context)) };
   },
   async undo() {
     // The undo of prepareTarget discards what has been fetched; that of exposeSource ends the tracking of writes.
   },
 };
 
-/** Whether to stop the VM now. Throws DOWNTIME_TOO_LONG if it writes too fast for a pre-copy. */
-function isEnough(context: StepContext, trace: PushTrace, pageBytes: number): boolean {
+/** Returns the number of rounds. */
+async function pushWhilePaying(context: StepContext): Promise<number> {
+  const { clock } = context.ports;
+  const fetching = new Fetching(context);
+  const rounds: Round[] = [];
+  for (;;) {
+    const beganAtMs = clock.nowMs();
+    const roundMs = nextRoundMs(rounds);
+    const { bytes, isDone, progress } = await fetching.for(roundMs);
+    const fetchedMs = Math.min(roundMs, clock.nowMs() - beganAtMs);
+    const { round, takenPages } = await noteWritten(context);
+    rounds.push({
+      fetchedBytes: bytes,
+      takenBackBytes: takenPages * progress.pageBytes,
+      isAll: isDone,
+      idleMs: clock.nowMs() - beganAtMs - fetchedMs,
+    });
+    if (nextRound(rounds) === 'switch') return round;
+  }
+}
+
+/** Returns the number of rounds. Throws DOWNTIME_TOO_LONG if the VM writes too fast. */
+async function pushUntilRestFits(context: StepContext): Promise<number> {
   const { request, memoryBytes } = context.record.plan;
-  if (!bringsAllFirst(request.mode)) return nextRound(trace) === 'switch';
-  const move = nextPrecopyMove(trace, { downtimeMsMax: request.downtimeMsMax, memoryBytes });
-  if (move.kind === 'giveUp') throw tooFast(context, trace.dirtyBytes.length, move.best);
-  if (move.kind === 'push') return false;
-  context.left = { bytes: trace.dirtyBytes.at(-1) ?? 0, fetchedBytesPerS: move.fetchedBytesPerS, pageBytes };
-  return true;
+  const { downtimeMsMax } = request;
+  const fetching = new Fetching(context);
+  const passes: Pass[] = [];
+  const dirtyBytes: number[] = [];
+  for (;;) {
+    const beganAtMs = context.ports.clock.nowMs();
+    const { bytes, progress } = await fetching.all();
+    passes.push({ bytes, ms: context.ports.clock.nowMs() - beganAtMs });
+    const { round, dirtyPages } = await noteWritten(context);
+    const leftBytes = dirtyPages * progress.pageBytes;
+    dirtyBytes.push(leftBytes);
+    const move = nextPrecopyMove({ passes, dirtyBytes }, { downtimeMsMax, memoryBytes });
+    if (move.kind === 'giveUp') throw tooFast(context, round, move.best);
+    if (move.kind === 'push') continue;
+    context.left = { bytes: leftBytes, fetchedBytesPerS: move.fetchedBytesPerS, pageBytes: progress.pageBytes };
+    return round;
+  }
+}
+
+/** Makes a round: what the VM has written since the one before is missing again. */
+async function noteWritten(context: StepContext): Promise<{ round: number; dirtyPages: number; takenPages: number }> {
+  const { ports, record, cancel } = context;
+  const { vm } = record.plan.request;
+  const noting = ports.source.noteDirty(vm, record.session);
+  const noted = await withDeadline(ports.clock, noting, ROUND_MS_MAX, `noting what ${vm} has written`, cancel);
+  const taking = ports.target.takeBack(record.session, noted.round);
+  const { pages } = await withDeadline(ports.clock, taking, ROUND_MS_MAX, `giving up what ${vm} has written`, cancel);
+  return { ...noted, takenPages: pages };
+}
+
+interface Fetched {
+  readonly bytes: number;
+  readonly isDone: boolean;
+  readonly progress: SessionProgress;
+}
+
+/** Fetches missing pages, and watches whether any come. */
+class Fetching {
+  readonly #context: StepContext;
+  readonly #rate = new Rate();
+  readonly #marks: Marks;
+  #bytesBefore = 0;
+
+  constructor(context: StepContext) {
+    this.#context = context;
+    this.#marks = newMarks(null, context.ports.clock.nowMs());
+  }
+
+  /** Fetches every missing page. Throws if no page arrives for long. */
+  all(): Promise<Fetched> {
+    return this.#until(LOOK_MS, false, ({ isDone }) => isDone);
+  }
+
+  /** Fetches for some time, and until nothing is in flight after that. Throws if no page arrives for long. */
+  for(msMax: number): Promise<Fetched> {
+    return this.#until(msMax, true, ({ isHeld }) => isHeld);
+  }
+
+  async #until(msMax: number, holds: boolean, isEnough: (fetched: FetchedAhead) => boolean): Promise<Fetched> {
+    const { ports, limits, record, cancel } = this.#context;
+    for (;;) {
+      const fetching = ports.target.fetchAhead(record.session, msMax, holds);
+      const what = 'fetching pages while the VM runs';
+      const fetched = await withDeadline(ports.clock, fetching, limits.callMsMax, what, cancel);
+      const asking = ports.target.progress(record.session);
+      const asked = 'asking the target for progress';
+      const progress = await withDeadline(ports.clock, asking, limits.callMsMax, asked, cancel);
+      this.#note(progress);
+      if (isEnough(fetched)) {
+        const bytes = pushedBytes(progress) - this.#bytesBefore;
+        this.#bytesBefore += bytes;
+        return { bytes, isDone: fetched.isDone, progress };
+      }
+      await pause(ports.clock, limits.pollMs, cancel);
+    }
+  }
+
+  #note(progress: SessionProgress): void {
+    const { ports, limits, observer } = this.#context;
+    refuseBroken(progress);
+    const nowMs = ports.clock.nowMs();
+    // Pages that were taken back count as often as they come.
+    noteAdvance({ marks: this.#marks }, pushedBytes(progress), nowMs);
+    this.#rate.note(nowMs, pushedBytes(progress));
+    observer.onProgress(
+      describeProgress({
+        ...progress,
+        pagesDone: progress.pagesPresent,
+        bytesDone: pushedBytes(progress),
+        bytesPerS: this.#rate.bytesPerS,
+        faultCount: 0,
+      }),
+    );
+    const quietMs = limits.pushQuietMsMax;
+    if (progress.pagesPresent < progress.pagesTotal && nowMs - this.#marks.advancedAtMs > quietMs)
+      throw standstill(quietMs, progress);
+  }
 }
 
 function tooFast({ record }: StepContext, rounds: number, best: Standstill): MigrationError {
@@ -69,45 +167,6 @@ function tooFast({ record }: StepContext, rounds: number, best: Standstill): Mig
     remedy: `use --hybrid or --postcopy, or --max-downtime ${neededMs}`,
     details: { downtimeMsMax, rounds, ...best },
   });
-}
-
-function inTime<T>({ ports, cancel }: StepContext, work: Promise<T>, what: string): Promise<T> {
-  return withDeadline(ports.clock, work, ROUND_MS_MAX, what, cancel);
-}
-
-/** Fetches every missing page. Returns the last reading. Throws if no page arrives for long. */
-async function fetchAll(context: StepContext, rate: Rate): Promise<SessionProgress> {
-  const { ports, limits, record, cancel, observer } = context;
-  const marks = newMarks(null, ports.clock.nowMs());
-  for (;;) {
-    const fetching = ports.target.fetchAhead(record.session);
-    const what = 'fetching pages while the VM runs';
-    const { isDone } = await withDeadline(ports.clock, fetching, limits.callMsMax, what, cancel);
-    const asking = ports.target.progress(record.session);
-    const progress = await withDeadline(
-      ports.clock,
-      asking,
-      limits.callMsMax,
-      'asking the target for progress',
-      cancel,
-    );
-    refuseBroken(progress);
-    const nowMs = ports.clock.nowMs();
-    noteAdvance({ marks }, progress.pagesPresent, nowMs);
-    rate.note(nowMs, pushedBytes(progress));
-    observer.onProgress(
-      describeProgress({
-        ...progress,
-        pagesDone: progress.pagesPresent,
-        bytesDone: pushedBytes(progress),
-        bytesPerS: rate.bytesPerS,
-        faultCount: 0,
-      }),
-    );
-    if (isDone) return progress;
-    if (nowMs - marks.advancedAtMs > limits.pushQuietMsMax) throw standstill(limits.pushQuietMsMax, progress);
-    await pause(ports.clock, limits.pollMs, cancel);
-  }
 }
 
 function refuseBroken(progress: SessionProgress): void {

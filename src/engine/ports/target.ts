@@ -9,6 +9,13 @@ import type {
 } from './session.js';
 
 /** The calls to the target of a migration. The rules are in host.ts. */
+export interface FetchedAhead {
+  /** All pages are here. */
+  readonly isDone: boolean;
+  /** Nothing is in flight, so pages may be taken back. False if fetching goes on, or waits for a connection. */
+  readonly isHeld: boolean;
+}
+
 export interface TargetPort {
   /**
    * Creates region files and presence maps, and starts QEMU with `-incoming defer` and the preload, registered for
@@ -18,9 +25,10 @@ export interface TargetPort {
   connect(session: string, source: SourceEndpointInfo): Promise<void>;
   /**
    * Fetches the missing pages while the VM still runs on the source: begins, or goes on. Resolves when all are here, or
-   * after about a second, so that the caller can watch what arrives.
+   * after about `msMax`, so that the caller can watch what arrives. `holds`: pages are taken back after that, so the
+   * fetching is held then, until the next call.
    */
-  fetchAhead(session: string): Promise<{ readonly isDone: boolean }>;
+  fetchAhead(session: string, msMax: number, holds: boolean): Promise<FetchedAhead>;
   /**
    * Gives up the pages that the VM has written before this round was noted: they are missing again. Every round must be
    * taken, in turn. To repeat the last one changes nothing and gives the same answer.

@@ -4,7 +4,6 @@
  */
 import { bringsAllFirst, type MigrationRequest } from '../../domain/migration.js';
 import type { Refusal } from '../../domain/refusal.js';
-import type { PushTrace } from './rounds.js';
 
 /**
  * What stopping, the device state, the commit and the resume take on a busy machine. It is 11 to 20 ms on an idle one
@@ -19,6 +18,19 @@ const STOP_MS = 20;
 const ROUNDS_WITHOUT_GAIN_MAX = 4;
 const ROUNDS_MAX = 30;
 const GIB = 2 ** 30;
+
+/** What has been fetched, and how long it took. */
+export interface Pass {
+  readonly bytes: number;
+  readonly ms: number;
+}
+
+export interface PushTrace {
+  /** The first fetches all of the memory, each other one what the round before it has found. At least one. */
+  readonly passes: readonly Pass[];
+  /** For each pass, what the VM had written meanwhile: it has to be fetched again. */
+  readonly dirtyBytes: readonly number[];
+}
 
 export type PrecopyMove =
   | { readonly kind: 'push' }

@@ -14,13 +14,21 @@ function scripted(...dirtyMib: number[]): Scripted {
   const world = new Scripted();
   const left = [...dirtyMib];
   let round = 0;
-  const next = () => ({ round: ++round, dirtyPages: (left.shift() ?? 0) * PAGES_MIB });
+  let dirtyPages = 100 * PAGES_MIB;
+  let pushBytes = 0;
+  const next = () => {
+    dirtyPages = (left.shift() ?? 0) * PAGES_MIB;
+    return { round: ++round, dirtyPages };
+  };
   world.on['A.noteDirty'] = next;
   world.on['A.stop'] = () => ({ stoppedAtUs: 2_000, stoppedForMs: 0, dirty: next() });
-  world.on['B.progress'] = () => ({
-    ...complete,
-    counters: { ...complete.counters, pushBytes: 100 * 2 ** 20 },
-  });
+  world.on['B.takeBack'] = () => ({ pages: dirtyPages });
+  // All that is missing comes before the target is asked.
+  world.on['B.progress'] = () => {
+    pushBytes += dirtyPages * complete.pageBytes;
+    dirtyPages = 0;
+    return { ...complete, counters: { ...complete.counters, pushBytes } };
+  };
   return world;
 }
 
@@ -31,14 +39,18 @@ async function move(world: Scripted, limits = {}, asked: MigrationOrder = hybrid
 
 const taken = (world: Scripted): unknown[][] => {
   const seen: unknown[][] = [];
-  world.on['B.takeBack'] = (...args: unknown[]) => (seen.push(['takeBack', args[1]]), { pages: 0 });
+  const takeBack = world.on['B.takeBack'] as ((...args: unknown[]) => unknown) | undefined;
+  world.on['B.takeBack'] = (...args: unknown[]) => {
+    seen.push(['takeBack', args[1]]);
+    return takeBack?.(...args) ?? { pages: 0 };
+  };
   world.on['B.awaitLoaded'] = (...args: unknown[]) => void seen.push(['awaitLoaded', args[1]]);
   return seen;
 };
 
 describe('forward', () => {
   test('each round is taken back before anything else is fetched, and the last one with the stop', async () => {
-    const world = scripted(40, 10, 9, 1);
+    const world = scripted(40, 10, 1, 1);
     const seen = taken(world);
     const exposed: unknown[] = [];
     world.on['A.expose'] = (asked: { isTracked?: boolean }) => {
@@ -61,16 +73,24 @@ describe('forward', () => {
       ['awaitLoaded', 4],
     ]);
     expect(exposed).toEqual([true]);
-    expect(view.report).toMatchObject({ mode: 'hybrid', rounds: 4, bytes: { push: 100 * 2 ** 20 } });
+    expect(view.report).toMatchObject({ mode: 'hybrid', rounds: 4, bytes: { push: 151 * 2 ** 20 } });
     expect(view.report?.phases.map(({ name }) => name)).toContain('push');
   });
 
   test('fetches on until every page is here', async () => {
-    const world = scripted(0, 0);
-    const answers = [false, false, true];
-    world.on['B.fetchAhead'] = () => ({ isDone: answers.shift() });
+    const world = scripted(10, 1, 0);
+    const answers = [
+      { isDone: false, isHeld: false },
+      { isDone: false, isHeld: true },
+      { isDone: true, isHeld: true },
+    ];
+    world.on['B.fetchAhead'] = () => answers.shift();
     expect(await move(world)).toMatchObject({ state: 'done' });
-    expect(answers).toEqual([]);
+    expect(world.acts.slice(4, -6)).toEqual([
+      // Nothing is taken back while pages are in flight.
+      ...['B.fetchAhead', 'B.fetchAhead', 'A.noteDirty', 'B.takeBack'],
+      ...['B.fetchAhead', 'A.noteDirty', 'B.takeBack'],
+    ]);
   });
 
   test('a post-copy names no round', async () => {
@@ -98,7 +118,7 @@ describe('is undone', () => {
 
   test('if no page arrives for long', async () => {
     const world = scripted();
-    world.on['B.fetchAhead'] = () => ({ isDone: false });
+    world.on['B.fetchAhead'] = () => ({ isDone: false, isHeld: false });
     world.on['B.progress'] = () => ({ ...complete, state: 'disconnected', hasRun: false, pagesPresent: 7 });
     const { error } = await move(world, { pushQuietMsMax: 20 });
     expect(error).toMatchObject({ cause: { code: 'DISCONNECTED', message: 'no page has arrived for 20 ms' } });

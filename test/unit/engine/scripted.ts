@@ -107,7 +107,7 @@ export class Scripted {
       offerStorage: { proof: '0'.repeat(32), files: [], views: [] },
       viewStorage: [],
       prepare: { nativeUri: null },
-      fetchAhead: { isDone: true },
+      fetchAhead: { isDone: true, isHeld: true },
       takeBack: { pages: 0 },
       resume: { resumedAtUs: 12_000 },
       progress: complete,

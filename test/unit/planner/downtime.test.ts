@@ -1,7 +1,6 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { nextPrecopyMove, switchMs } from '../../../src/planner/migration/downtime.js';
-import type { Pass, PushTrace } from '../../../src/planner/migration/rounds.js';
+import { nextPrecopyMove, type Pass, type PushTrace, switchMs } from '../../../src/planner/migration/downtime.js';
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;

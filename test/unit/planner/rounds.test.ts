@@ -1,10 +1,15 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { nextRound } from '../../../src/planner/migration/rounds.js';
+import { nextRound, nextRoundMs, type Round } from '../../../src/planner/migration/rounds.js';
 
 const MIB = 2 ** 20;
+const IDLE_MS = 5;
 
-/** A guest that writes over and over to its working set, and a link. The guest writes while a round is fetched. */
+const round = (fetchedMib: number, takenBackMib: number, isAll = false): Round => ({
+  ...{ fetchedBytes: fetchedMib * MIB, takenBackBytes: takenBackMib * MIB, isAll, idleMs: IDLE_MS },
+});
+
+/** A guest that writes to random places of its working set, and a link. Both keep their rate. */
 interface Model {
   readonly memoryBytes: number;
   readonly workingSetBytes: number;
@@ -12,74 +17,99 @@ interface Model {
   readonly linkBytesPerS: number;
 }
 
-/** Returns what each pass has fetched, and what was left at the end. */
+/**
+ * Returns how much was fetched, how often, and what was missing at the switchover. The working set is spread evenly.
+ * What was taken back is fetched when everything else has come once.
+ */
 function run({ memoryBytes, workingSetBytes, dirtyBytesPerS, linkBytesPerS }: Model) {
-  const passes = [memoryBytes];
-  const dirtyBytes: number[] = [];
+  const hotBytes = Math.min(workingSetBytes, memoryBytes);
+  const rounds: Round[] = [];
+  let [neverBytes, againBytes] = [memoryBytes, 0];
   for (;;) {
-    const seconds = passes.at(-1)! / linkBytesPerS;
-    const leftBytes = Math.min(workingSetBytes, dirtyBytesPerS * seconds);
-    dirtyBytes.push(leftBytes);
-    const trace = { passes: passes.map((bytes) => ({ bytes, ms: (1000 * bytes) / linkBytesPerS })), dirtyBytes };
-    if (nextRound(trace) === 'switch') return { passes, leftBytes };
-    passes.push(leftBytes);
+    const leftBefore = neverBytes + againBytes;
+    const seconds = Math.min(nextRoundMs(rounds) / 1000, leftBefore / linkBytesPerS);
+    const fetchedBytes = Math.min(leftBefore, seconds * linkBytesPerS);
+    const firstBytes = Math.min(neverBytes, fetchedBytes);
+    neverBytes -= firstBytes;
+    againBytes = Math.max(0, againBytes - (fetchedBytes - firstBytes));
+    const hotHereBytes = Math.max(0, (hotBytes * (memoryBytes - neverBytes)) / memoryBytes - againBytes);
+    const isAll = neverBytes + againBytes < 1;
+    const takenBackBytes = hotHereBytes * (1 - Math.exp((-dirtyBytesPerS * seconds) / hotBytes));
+    againBytes += takenBackBytes;
+    rounds.push({ fetchedBytes, takenBackBytes, isAll, idleMs: IDLE_MS });
+    if (nextRound(rounds) === 'push') continue;
+    const sum = rounds.reduce((bytes, one) => bytes + one.fetchedBytes, 0);
+    return { rounds, leftBytes: neverBytes + againBytes, fetchedBytes: sum };
   }
 }
 
-const trace = (firstPassMib: number, ...dirtyMib: number[]) => ({
-  passes: [{ bytes: firstPassMib * MIB, ms: firstPassMib }],
-  dirtyBytes: dirtyMib.map((mib) => mib * MIB),
-});
-
 describe('a further round', () => {
   test.each([
-    ['an idle guest', trace(1000, 0), 'switch'],
-    ['little is left', trace(1000, 1), 'switch'],
-    ['less than the first pass', trace(1000, 699), 'push'],
-    ['hardly less than the first pass', trace(1000, 701), 'switch'],
-    ['it shrinks', trace(1000, 600, 300), 'push'],
-    ['it shrinks no more', trace(1000, 600, 500), 'switch'],
-    ['it grows', trace(1000, 100, 200), 'switch'],
-    ['the eighth', trace(1e6, 5e5, 3e5, 2e5, 1e5, 6e4, 4e4, 2e4), 'push'],
-    ['the ninth', trace(1e6, 5e5, 3e5, 2e5, 1e5, 6e4, 4e4, 2e4, 1e4), 'switch'],
-    ['nothing was fetched at all', trace(0, 100), 'switch'],
-  ])('%s', (_, given, decision) => {
+    ['the first', [], 'push'],
+    ['an idle guest', [round(1000, 0, true)], 'switch'],
+    ['little is left', [round(1000, 1, true)], 'switch'],
+    ['little was written, and much is missing', [round(100, 1)], 'push'],
+    ['nothing has come yet, and nothing was written', [round(0, 0)], 'push'],
+    ['half of what has come is wrong', [round(100, 50)], 'push'],
+    ['more than half is', [round(100, 51)], 'switch'],
+    ['one round without luck', [round(100, 10), round(100, 85)], 'push'],
+    ['two of them', [round(100, 60), round(100, 60)], 'switch'],
+    ['all is here, and some of it wrong', [round(100, 20), round(100, 30, true)], 'push'],
+    ['it shrinks by less than half', [round(100, 40, true), round(40, 33, true)], 'switch'],
+    ['everything is wrong and nothing comes', [round(100, 90, true), round(0, 50)], 'switch'],
+  ] as const)('%s', (_, given, decision) => {
     expect(nextRound(given)).toBe(decision);
   });
 
+  test('is longer where it takes long to find out what was written', () => {
+    expect(nextRoundMs([])).toBe(100);
+    expect(nextRoundMs([{ ...round(1, 0), idleMs: 5 }])).toBe(100);
+    expect(nextRoundMs([{ ...round(1, 0), idleMs: 60 }])).toBe(600);
+    expect(nextRoundMs([{ ...round(1, 0), idleMs: 2_000 }])).toBe(5_000);
+  });
+
   const model = fc.record({
-    memoryBytes: fc.integer({ min: 1, max: 2 ** 40 }),
-    workingSetBytes: fc.integer({ min: 0, max: 2 ** 40 }),
+    memoryBytes: fc.integer({ min: 1, max: 2 ** 36 }),
+    workingSetBytes: fc.integer({ min: 1, max: 2 ** 36 }),
     dirtyBytesPerS: fc.integer({ min: 0, max: 2 ** 36 }),
-    linkBytesPerS: fc.integer({ min: 1, max: 2 ** 36 }),
+    linkBytesPerS: fc.integer({ min: 2 ** 24, max: 2 ** 36 }),
   });
 
-  test('always comes to an end, and before it each pass is shorter than the one before', () => {
+  test('comes to an end, and at least half of what was fetched is of use', () => {
     fc.assert(
       fc.property(model, (given) => {
-        const { passes } = run(given);
-        expect(passes.length).toBeLessThanOrEqual(8);
-        for (const [index, bytes] of passes.slice(1).entries()) expect(bytes).toBeLessThan(0.7 * passes[index]!);
+        const { rounds, leftBytes, fetchedBytes } = run(given);
+        const isOfUse = given.memoryBytes - leftBytes;
+        const lastTwo = rounds.slice(-2).reduce((sum, one) => sum + one.fetchedBytes, 0);
+        expect(isOfUse).toBeGreaterThanOrEqual(0.5 * (fetchedBytes - lastTwo) - 1);
       }),
     );
   });
 
-  test('is none if the guest writes faster than the link carries', () => {
-    fc.assert(
-      fc.property(model, (given) => {
-        const busy = { ...given, dirtyBytesPerS: given.linkBytesPerS, workingSetBytes: given.memoryBytes };
-        expect(run(busy).passes).toEqual([given.memoryBytes]);
-      }),
-    );
-  });
-
-  test('a guest that writes at a tenth of the rate of the link is nearly all there before it stops', () => {
-    const link = 100 * MIB;
-    const { passes, leftBytes } = run({
-      ...{ memoryBytes: 4096 * MIB, workingSetBytes: 1024 * MIB },
-      ...{ dirtyBytesPerS: link / 10, linkBytesPerS: link },
+  test('is hardly made for a guest that writes much faster than the link carries', () => {
+    const { fetchedBytes, leftBytes } = run({
+      ...{ memoryBytes: 4096 * MIB, workingSetBytes: 4096 * MIB },
+      ...{ dirtyBytesPerS: 1000 * MIB, linkBytesPerS: 100 * MIB },
     });
-    expect(passes.map((bytes) => Math.round(bytes / MIB))).toEqual([4096, 410, 41, 4]);
+    expect(fetchedBytes).toBeLessThan(0.15 * 4096 * MIB);
+    expect(leftBytes).toBeGreaterThan(0.85 * 4096 * MIB);
+  });
+
+  test('brings the memory that a guest with a small working set does not write to', () => {
+    const { leftBytes, fetchedBytes } = run({
+      ...{ memoryBytes: 65_536 * MIB, workingSetBytes: 512 * MIB },
+      ...{ dirtyBytesPerS: 1000 * MIB, linkBytesPerS: 1000 * MIB },
+    });
+    expect(leftBytes).toBeLessThanOrEqual(512 * MIB);
+    expect(fetchedBytes).toBeLessThan(1.1 * 65_536 * MIB);
+  });
+
+  test('leaves next to nothing of a guest that writes at a tenth of the rate of the link', () => {
+    const { leftBytes, fetchedBytes } = run({
+      ...{ memoryBytes: 4096 * MIB, workingSetBytes: 1024 * MIB },
+      ...{ dirtyBytesPerS: 10 * MIB, linkBytesPerS: 100 * MIB },
+    });
     expect(leftBytes).toBeLessThanOrEqual(MIB);
+    expect(fetchedBytes).toBeLessThan(1.2 * 4096 * MIB);
   });
 });

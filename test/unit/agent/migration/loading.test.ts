@@ -26,7 +26,7 @@ function loadingOf(mode: MigrationMode) {
     end: () => void happened.push('end'),
   };
   const pages = {
-    fetchAhead: async () => true,
+    fetchAhead: async () => ({ isDone: true, isHeld: true }),
     serveDemand: () => void happened.push('serveDemand'),
     takeBack: async (round: number) => {
       happened.push(`takeBack ${round}`);
@@ -117,7 +117,7 @@ describe('the device state of a VM whose memory was fetched while it ran', () =>
     await loading.awaitLoaded();
     expect(happened).toEqual(['accept', 'accepted', 'serveDemand']);
     await expect(loading.takeBack(1)).rejects.toEqual(code('CONFLICT'));
-    await expect(loading.fetchAhead()).rejects.toEqual(code('CONFLICT'));
+    await expect(loading.fetchAhead(1, true)).rejects.toEqual(code('CONFLICT'));
   });
 });
 
