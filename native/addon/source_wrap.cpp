@@ -135,6 +135,7 @@ Napi::Value SourceSessionWrap::note_dirty(const Napi::CallbackInfo& info) {
         Napi::Object object = Napi::Object::New(env);
         object.Set("round", round->number);
         object.Set("dirtyPages", static_cast<double>(round->page_count));
+        object.Set("againPages", static_cast<double>(round->again_count));
         return object;
       });
 }

@@ -67,6 +67,10 @@ bool DataMap::has_all(PageRun run) const {
   return true;
 }
 
+std::span<const std::byte> DataMap::bits() const {
+  return {base_ + wire::kDataMapHeaderBytes, (page_count_ + 7) / 8};
+}
+
 uint64_t DataMap::count() const {
   const auto* bits = reinterpret_cast<const uint8_t*>(base_ + wire::kDataMapHeaderBytes);
   uint64_t count = 0;

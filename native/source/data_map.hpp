@@ -29,6 +29,8 @@ class DataMap {
   bool has_all(PageRun run) const;
   /// The number of bits that are set.
   uint64_t count() const;
+  /// A bit for each page. Valid until the next begin() or set().
+  std::span<const std::byte> bits() const;
   /// Declares the bits final, for a map of written pages until the next begin(). `ready` is what readers see:
   /// the number of the round.
   void finish(uint64_t page_count, uint32_t ready = 1);

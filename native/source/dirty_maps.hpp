@@ -27,6 +27,8 @@ class DirtyMaps {
   struct Round {
     uint32_t number = 0;  ///< from 1
     uint64_t page_count = 0;
+    /// Of them, how many the round before has named, too. Not counted in the last round, when the VM waits.
+    uint64_t again_count = 0;
   };
   /// Publishes the pages that were written since the last call, or since start(). Each of them must be taken
   /// back by the target: no later round names them. `is_last`: the VM has stopped; no call may follow.
@@ -39,6 +41,7 @@ class DirtyMaps {
   struct RegionMap {
     uint64_t page_bytes;
     std::unique_ptr<DataMap> map;
+    std::vector<std::byte> bits_before;  ///< of the round before
   };
   DirtyMaps() = default;
   static PageRun pages_in(const RegionMap& region, uint64_t offset_bytes, uint64_t length_bytes);

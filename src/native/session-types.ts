@@ -42,6 +42,8 @@ export interface DataListenerHandle {
 export interface DirtyRound {
   readonly round: number;
   readonly dirtyPages: number;
+  /** Of them, how many the round before has named, too. 0 in the last round. */
+  readonly againPages: number;
 }
 
 export interface SourceSessionHandle {

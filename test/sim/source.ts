@@ -85,10 +85,16 @@ export class SimSource extends SimHalf implements SourcePort {
     if (exposure?.tracked === undefined) return null;
     const { tracked } = exposure;
     const pages = [...(this.vm(exposure.vm).memory?.pages ?? [])];
+    const before = tracked.dirty;
     tracked.dirty = pages.flatMap((page, index) => (page === tracked.pages[index] ? [] : [index]));
+    const again = tracked.dirty.filter((index) => before.includes(index));
     tracked.pages = pages;
     tracked.round++;
-    return { round: tracked.round, dirtyPages: tracked.dirty.length * DIRTY_WEIGHT };
+    return {
+      round: tracked.round,
+      dirtyPages: tracked.dirty.length * DIRTY_WEIGHT,
+      againPages: again.length * DIRTY_WEIGHT,
+    };
   }
 
   async stop(vm: string, session: string): Promise<StopReply> {

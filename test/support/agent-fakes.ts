@@ -298,7 +298,7 @@ export class FakeHost {
           scan: () => void this.exposures.push('scanned'),
           noteDirty: async (isLast) => {
             this.exposures.push(isLast ? 'noted last' : 'noted');
-            return { round: ++round, dirtyPages: 7 };
+            return { round: ++round, dirtyPages: 7, againPages: 2 };
           },
           hasChangedSinceLast: async () => this.hasLateWrites,
           digestChunks: async () => Buffer.alloc(0),

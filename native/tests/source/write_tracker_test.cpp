@@ -149,6 +149,28 @@ TEST_F(Tracked, NoWriteIsLostBetweenRounds) {
   for (uint64_t page = 0; page < kPages; ++page) ASSERT_EQ(copy[page], word(page)) << page;
 }
 
+TEST_F(Tracked, CountsWhatTwoRoundsHaveInCommon) {
+  auto started = DirtyMaps::start(memory_);
+  ASSERT_TRUE(started.ok());
+  DirtyMaps& maps = *started.value();
+  // Only its geometry counts.
+  const test::TempDir dir;
+  ASSERT_TRUE(memory::Region::create_file(dir / "ram", kPages * kPage, kPage).ok());
+  auto region = memory::Region::open(dir / "ram", kPages * kPage, kPage, memory::Mode::kReadOnly);
+  ASSERT_TRUE(region.ok());
+  ASSERT_TRUE(maps.add(*region.value()).ok());
+  const auto again = [&](std::initializer_list<uint64_t> pages) {
+    for (const uint64_t page : pages) write(page);
+    const auto noted = maps.note(/*is_last=*/false);
+    EXPECT_EQ(noted.value().page_count, pages.size());
+    return noted.value().again_count;
+  };
+  EXPECT_EQ(again({1, 7, 8}), 0u);
+  EXPECT_EQ(again({1, 8, 9}), 2u);
+  EXPECT_EQ(again({}), 0u);
+  EXPECT_EQ(again({1}), 0u) << "it was not in the round before";
+}
+
 TEST_F(Tracked, AWriteAfterTheLastRoundIsNoticed) {
   auto started = DirtyMaps::start(memory_);
   ASSERT_TRUE(started.ok());

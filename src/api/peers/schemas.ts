@@ -81,7 +81,7 @@ export const round = z
   .min(1)
   .max(2 ** 32 - 1);
 
-export const dirtyRound = z.object({ round, dirtyPages: count });
+export const dirtyRound = z.object({ round, dirtyPages: count, againPages: count });
 
 export const stopReply = z.object({
   stoppedAtUs: microseconds,

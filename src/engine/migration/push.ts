@@ -14,7 +14,7 @@ import { describeBytes } from '../../planner/bytes.js';
 import { nextPrecopyMove, type Pass, type Standstill } from '../../planner/migration/downtime.js';
 import { nextRound, nextRoundMs, type Round } from '../../planner/migration/rounds.js';
 import { pause, withDeadline } from '../deadline.js';
-import type { SessionProgress } from '../ports/session.js';
+import type { DirtyRound, SessionProgress } from '../ports/session.js';
 import type { FetchedAhead } from '../ports/target.js';
 import { describeProgress, troubleOf } from '../progress.js';
 import { type Marks, newMarks, noteAdvance } from '../walk-context.js';
@@ -45,14 +45,18 @@ async function pushWhilePaying(context: StepContext): Promise<number> {
     const roundMs = nextRoundMs(rounds);
     const { bytes, isDone, progress } = await fetching.for(roundMs);
     const fetchedMs = Math.min(roundMs, clock.nowMs() - beganAtMs);
-    const { round, takenPages } = await noteWritten(context);
+    const { round, takenPages, dirtyPages, againPages } = await noteWritten(context);
+    const { pageBytes } = progress;
     rounds.push({
       fetchedBytes: bytes,
-      takenBackBytes: takenPages * progress.pageBytes,
+      takenBackBytes: takenPages * pageBytes,
+      writtenBytes: dirtyPages * pageBytes,
+      writtenAgainBytes: againPages * pageBytes,
       isAll: isDone,
       idleMs: clock.nowMs() - beganAtMs - fetchedMs,
     });
-    if (nextRound(rounds) === 'switch') return round;
+    const usedPages = progress.pagesTotal - (progress.counters.pagesZero ?? 0);
+    if (nextRound(rounds, usedPages * pageBytes) === 'switch') return round;
   }
 }
 
@@ -79,7 +83,7 @@ async function pushUntilRestFits(context: StepContext): Promise<number> {
 }
 
 /** Makes a round: what the VM has written since the one before is missing again. */
-async function noteWritten(context: StepContext): Promise<{ round: number; dirtyPages: number; takenPages: number }> {
+async function noteWritten(context: StepContext): Promise<DirtyRound & { readonly takenPages: number }> {
   const { ports, record, cancel } = context;
   const { vm } = record.plan.request;
   const noting = ports.source.noteDirty(vm, record.session);

@@ -63,6 +63,8 @@ export interface ArrivedDigests {
 export interface DirtyRound {
   readonly round: number;
   readonly dirtyPages: number;
+  /** Of them, how many the round before has named, too. 0 in the last round. */
+  readonly againPages: number;
 }
 
 export interface PrepareReply {

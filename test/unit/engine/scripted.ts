@@ -112,7 +112,7 @@ export class Scripted {
       resume: { resumedAtUs: 12_000 },
       progress: complete,
       expose: { transport: 'tcp', host: '10.0.0.1', port: 1, keys: [] },
-      noteDirty: { round: 1, dirtyPages: 0 },
+      noteDirty: { round: 1, dirtyPages: 0, againPages: 0 },
       stop: { stoppedAtUs: 2_000, stoppedForMs: 0 },
       transferState: { deviceStateBytes: 300_000 },
       nativeProgress: { status: 'completed', downtimeMs: 20, ramTransferredBytes: 5_000, rounds: 3 },

@@ -5,8 +5,17 @@ import { nextRound, nextRoundMs, type Round } from '../../../src/planner/migrati
 const MIB = 2 ** 20;
 const IDLE_MS = 5;
 
+const USED_MIB = 1000;
+
 const round = (fetchedMib: number, takenBackMib: number, isAll = false): Round => ({
   ...{ fetchedBytes: fetchedMib * MIB, takenBackBytes: takenBackMib * MIB, isAll, idleMs: IDLE_MS },
+  ...{ writtenBytes: takenBackMib * MIB, writtenAgainBytes: takenBackMib * MIB },
+});
+
+/** A round that has fetched 100 MiB of new pages. */
+const sample = (writtenMib: number, againMib: number): Round => ({
+  ...round(100, 0),
+  ...{ writtenBytes: writtenMib * MIB, writtenAgainBytes: againMib * MIB },
 });
 
 /** A guest that writes to random places of its working set, and a link. Both keep their rate. */
@@ -36,8 +45,10 @@ function run({ memoryBytes, workingSetBytes, dirtyBytesPerS, linkBytesPerS }: Mo
     const isAll = neverBytes + againBytes < 1;
     const takenBackBytes = hotHereBytes * (1 - Math.exp((-dirtyBytesPerS * seconds) / hotBytes));
     againBytes += takenBackBytes;
-    rounds.push({ fetchedBytes, takenBackBytes, isAll, idleMs: IDLE_MS });
-    if (nextRound(rounds) === 'push') continue;
+    const writtenBytes = hotBytes * (1 - Math.exp((-dirtyBytesPerS * seconds) / hotBytes));
+    const writtenAgainBytes = (writtenBytes * (rounds.at(-1)?.writtenBytes ?? 0)) / hotBytes;
+    rounds.push({ fetchedBytes, takenBackBytes, writtenBytes, writtenAgainBytes, isAll, idleMs: IDLE_MS });
+    if (nextRound(rounds, memoryBytes) === 'push') continue;
     const sum = rounds.reduce((bytes, one) => bytes + one.fetchedBytes, 0);
     return { rounds, leftBytes: neverBytes + againBytes, fetchedBytes: sum };
   }
@@ -57,13 +68,18 @@ describe('a further round', () => {
     ['all is here, and some of it wrong', [round(100, 20), round(100, 30, true)], 'push'],
     ['it shrinks by less than half', [round(100, 40, true), round(40, 33, true)], 'switch'],
     ['everything is wrong and nothing comes', [round(100, 90, true), round(0, 50)], 'switch'],
+    ['one sample of a guest that may be hot', [sample(40, 0)], 'push'],
+    ['40 MiB, of 400 MiB', [sample(40, 0), sample(40, 4)], 'switch'],
+    ['40 MiB, of 200 MiB', [sample(40, 0), sample(40, 8)], 'push'],
+    ['30 MiB, of 400 MiB', [sample(30, 0), sample(30, 2.25)], 'push'],
+    ['never the same', [sample(40, 0), sample(40, 0)], 'switch'],
   ] as const)('%s', (_, given, decision) => {
-    expect(nextRound(given)).toBe(decision);
+    expect(nextRound(given, USED_MIB * MIB)).toBe(decision);
   });
 
   test('is longer where it takes long to find out what was written', () => {
-    expect(nextRoundMs([])).toBe(100);
-    expect(nextRoundMs([{ ...round(1, 0), idleMs: 5 }])).toBe(100);
+    expect(nextRoundMs([])).toBe(50);
+    expect(nextRoundMs([{ ...round(1, 0), idleMs: 5 }])).toBe(50);
     expect(nextRoundMs([{ ...round(1, 0), idleMs: 60 }])).toBe(600);
     expect(nextRoundMs([{ ...round(1, 0), idleMs: 2_000 }])).toBe(5_000);
   });
@@ -91,8 +107,8 @@ describe('a further round', () => {
       ...{ memoryBytes: 4096 * MIB, workingSetBytes: 4096 * MIB },
       ...{ dirtyBytesPerS: 1000 * MIB, linkBytesPerS: 100 * MIB },
     });
-    expect(fetchedBytes).toBeLessThan(0.15 * 4096 * MIB);
-    expect(leftBytes).toBeGreaterThan(0.85 * 4096 * MIB);
+    expect(fetchedBytes).toBeLessThan(0.01 * 4096 * MIB);
+    expect(leftBytes).toBeGreaterThan(0.99 * 4096 * MIB);
   });
 
   test('brings the memory that a guest with a small working set does not write to', () => {

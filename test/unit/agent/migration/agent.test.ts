@@ -299,8 +299,8 @@ describe('a VM whose writes are noted', () => {
     await host.agent.start();
     await exposeTracked();
     const { source } = host.agent;
-    expect(await source.noteDirty('web', FIRST)).toEqual({ round: 1, dirtyPages: 7 });
-    expect(await source.noteDirty('web', FIRST)).toEqual({ round: 2, dirtyPages: 7 });
+    expect(await source.noteDirty('web', FIRST)).toEqual({ round: 1, dirtyPages: 7, againPages: 2 });
+    expect(await source.noteDirty('web', FIRST)).toEqual({ round: 2, dirtyPages: 7, againPages: 2 });
     expect(await source.stop('web', FIRST)).toMatchObject({ dirty: { round: 3, dirtyPages: 7 } });
     expect(host.exposures).toEqual(['opened', 'tracked', 'noted', 'noted', 'noted last']);
     // A repeated stop gives the same answer. There is no round after the last one.
