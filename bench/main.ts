@@ -6,6 +6,7 @@ import { printFanout } from './lib/fanout-rows.js';
 import { printVfork } from './lib/fork-rows.js';
 import { printScale } from './lib/scale/rows.js';
 import { benchMigrate, printMigrate } from './migrate.js';
+import { benchPush, printPush } from './push.js';
 import { benchRdma, printRdma } from './rdma.js';
 import { benchScale } from './scale.js';
 import { benchVfork } from './vfork.js';
@@ -14,6 +15,10 @@ const SCENARIOS: Record<string, (isQuick: boolean, isJson: boolean) => Promise<s
   migrate: async (isQuick, isJson) => {
     const result = await benchMigrate({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });
     return isJson ? JSON.stringify(result) : printMigrate(result);
+  },
+  push: async (isQuick, isJson) => {
+    const result = await benchPush({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });
+    return isJson ? JSON.stringify(result) : printPush(result);
   },
   vfork: async (isQuick, isJson) => {
     const result = await benchVfork({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });

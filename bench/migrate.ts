@@ -24,8 +24,6 @@ const OUR_FLAGS: Readonly<Record<string, readonly string[]>> = {
   'ours-tcp-none': ['--postcopy', '--tcp', '--data-security', 'none'],
   'ours-tcp-encrypt': ['--postcopy', '--tcp', '--data-security', 'encrypt'],
   'ours-shm': ['--postcopy', '--shm'],
-  'ours-hybrid-tcp': ['--hybrid', '--tcp', '--data-security', 'integrity'],
-  'ours-hybrid-shm': ['--hybrid', '--shm'],
 };
 
 export interface MigrateResult {
