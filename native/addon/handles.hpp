@@ -39,6 +39,7 @@ class PreloadListenerWrap final : public Wrap<PreloadListenerWrap, PreloadListen
 
  private:
   Napi::Value snapshot(const Napi::CallbackInfo& info);
+  void hold_trim(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);
 };
 

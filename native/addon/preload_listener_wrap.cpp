@@ -34,6 +34,7 @@ Napi::Value wrap(Napi::Env env, Result<std::unique_ptr<pager::PreloadListener>> 
 Napi::FunctionReference PreloadListenerWrap::define(Napi::Env env) {
   return Napi::Persistent(DefineClass(env, "VmMemory",
                                       {InstanceMethod<&PreloadListenerWrap::snapshot>("snapshot"),
+                                       InstanceMethod<&PreloadListenerWrap::hold_trim>("holdTrim"),
                                        InstanceMethod<&PreloadListenerWrap::close>("close")}));
 }
 
@@ -64,6 +65,10 @@ Napi::Value PreloadListenerWrap::snapshot(const Napi::CallbackInfo& info) {
   if (state_.listener) return vm_snapshot_object(info.Env(), state_.listener->snapshot());
   throw_error(info.Env(), kClosedHandle);
   return info.Env().Undefined();
+}
+
+void PreloadListenerWrap::hold_trim(const Napi::CallbackInfo& info) {
+  if (state_.listener) state_.listener->hold_trim(info[0].As<Napi::Number>().Uint32Value());
 }
 
 void PreloadListenerWrap::close(const Napi::CallbackInfo& info) {

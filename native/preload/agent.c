@@ -36,20 +36,51 @@ static bool send_record(int connection, struct msghdr* record, size_t size, int6
   }
 }
 
+/* Until then malloc_trim does nothing. The time bounds what an agent can forget: memory that a VM has freed
+ * goes back to the kernel at last. */
+static int64_t trim_held_until_ms;
+
+/* False: the record is none of its kind. */
+static bool take_trim(const void* record, ssize_t size) {
+  struct vmg_preload_trim trim;
+  if (size != sizeof trim) return false;
+  memcpy(&trim, record, sizeof trim);
+  if (trim.magic != VMG_PRELOAD_MAGIC || trim.op != VMG_PRELOAD_OP_TRIM) return false;
+  trim_held_until_ms = trim.hold_ms == 0 ? 0 : now_ms() + trim.hold_ms;
+  return true;
+}
+
+bool vmg_agent_holds_trim(int connection) {
+  for (;;) {
+    unsigned char record[sizeof(struct vmg_preload_trim)];
+    ssize_t size = recv(connection, record, sizeof record, MSG_DONTWAIT | MSG_TRUNC);
+    if (size > 0) {
+      take_trim(record, size);
+      continue;
+    }
+    if (size < 0 && errno == EINTR) continue;
+    if (size == 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) trim_held_until_ms = 0;
+    return trim_held_until_ms != 0 && now_ms() < trim_held_until_ms;
+  }
+}
+
 static bool receive_ack(int connection, int64_t deadline_ms) {
   struct vmg_preload_ack ack;
+  unsigned char record[sizeof(struct vmg_preload_trim)] = {0};
+  _Static_assert(sizeof record >= sizeof ack, "each record of the agent fits");
   ssize_t received;
   do {
     if (!wait_for(connection, POLLIN, deadline_ms)) {
       vmg_complain("the agent does not answer: %s", strerror(errno));
       return false;
     }
-    received = recv(connection, &ack, sizeof ack, MSG_DONTWAIT | MSG_TRUNC);
-  } while (received < 0 && (errno == EINTR || errno == EAGAIN));
+    received = recv(connection, record, sizeof record, MSG_DONTWAIT | MSG_TRUNC);
+  } while ((received < 0 && (errno == EINTR || errno == EAGAIN)) || take_trim(record, received));
   if (received <= 0) {
     vmg_complain("the agent closed the connection");
     return false;
   }
+  memcpy(&ack, record, sizeof ack);
   if (received != sizeof ack || ack.magic != VMG_PRELOAD_MAGIC || ack.op != VMG_PRELOAD_OP_ACK) {
     vmg_complain("the agent's answer is invalid");
     return false;

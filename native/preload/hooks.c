@@ -63,6 +63,7 @@ static void remember_regions(void) {
 __attribute__((constructor)) static void start(void) {
   /* If another library interposes mmap, it is still called. */
   next_mmap = (mmap_function)(size_t)dlsym(RTLD_NEXT, "mmap");
+  vmg_find_next_trim();
   if (getenv(VMG_ENV_SOCKET) == NULL) return;
   int saved_errno = errno;
   own_pid = getpid();
@@ -77,6 +78,15 @@ __attribute__((constructor)) static void start(void) {
   is_broken = agent_connection < 0;
   is_active = true;
   errno = saved_errno;
+}
+
+/* While a mapping is reported, the lock is taken, and the answer on its way is the other thread's to read. */
+bool vmg_is_trim_held(void) {
+  if (!is_active || agent_connection < 0 || getpid() != own_pid) return false;
+  if (pthread_mutex_trylock(&report_lock) != 0) return false;
+  bool is_held = vmg_agent_holds_trim(agent_connection);
+  pthread_mutex_unlock(&report_lock);
+  return is_held;
 }
 
 /* The paths are looked up at each mapping, because QEMU may create a file just before it maps it. Mapping

@@ -10,6 +10,7 @@
  *     | mmap of a region file                     |
  *     | -- REGION ------------------------------> |  registers the range
  *     | <------------------ ACK ----------------- |  mmap returns only now
+ *     | <----------------- TRIM ----------------- |  read when QEMU calls malloc_trim (trim.c)
  *
  * Guarantees. A process without VMIGRATE_PRELOAD_SOCKET is not changed in any way, but that it gets
  * userfaultfds if it may open /dev/userfaultfd (userfaultfd.c). With the variable, a region file is
@@ -85,5 +86,13 @@ int vmg_agent_hello(const char* socket_path, const struct vmg_descriptors* descr
 /* Reports one mapping and waits for the answer. False: refused, too late or broken (reported on stderr). One
  * caller at a time. */
 bool vmg_agent_report(int connection, const struct vmg_preload_region* region);
+/* Reads what the agent has said of malloc_trim since the last call, without waiting. True: it must do nothing
+ * now. A connection that the agent has lost says that it may work. One caller at a time, as above. */
+bool vmg_agent_holds_trim(int connection);
+
+/* malloc_trim calls it. Does not wait. */
+bool vmg_is_trim_held(void);
+/* Called by the constructor. */
+void vmg_find_next_trim(void);
 
 #endif

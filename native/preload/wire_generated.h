@@ -11,6 +11,7 @@
 #define VMG_PRELOAD_OP_HELLO 1u
 #define VMG_PRELOAD_OP_REGION 2u
 #define VMG_PRELOAD_OP_ACK 3u
+#define VMG_PRELOAD_OP_TRIM 4u
 #define VMG_PRELOAD_STATUS_OK 1u
 #define VMG_PRELOAD_STATUS_REFUSED 2u
 #define VMG_PRELOAD_DESCRIPTOR_SYNC 1u
@@ -49,5 +50,13 @@ struct vmg_preload_ack {
   uint16_t status; /* PRELOAD_STATUS; REFUSED makes the mapping call fail */
 } __attribute__((packed));
 _Static_assert(sizeof(struct vmg_preload_ack) == 8, "wire layout");
+
+/* From the agent before QEMU loads a device state, and when the VM runs. Nobody answers it. */
+struct vmg_preload_trim {
+  uint32_t magic;
+  uint16_t op;
+  uint32_t hold_ms; /* how long malloc_trim does nothing; 0: it works again */
+} __attribute__((packed));
+_Static_assert(sizeof(struct vmg_preload_trim) == 10, "wire layout");
 
 #endif

@@ -138,6 +138,12 @@ const VmMemory* PreloadListener::memory() const {
   return was_complete_ ? &memory_ : nullptr;
 }
 
+void PreloadListener::hold_trim(uint32_t hold_ms) const {
+  std::lock_guard lock(mutex_);
+  if (state_ != VmState::kComplete) return;
+  for (const Peer& peer : peers_) static_cast<void>(send_trim(peer.socket.connection.get(), hold_ms));
+}
+
 void PreloadListener::handle(const std::function<void()>& step) {
   bool has_changed;
   {

@@ -69,6 +69,10 @@ class PreloadListener {
   VmSnapshot snapshot() const;
   /// nullptr until the VM is complete. After that it does not change, and it is valid as long as this object.
   const VmMemory* memory() const;
+  /// From now on QEMU's malloc_trim does nothing for so long; 0: it works again. Only for a VM that this
+  /// listener has heard the hello of: the connection of an adopted one is lost, and its malloc_trim works.
+  /// What does not reach QEMU costs time, nothing else, so there is no result.
+  void hold_trim(uint32_t hold_ms) const;
 
  private:
   PreloadListener(PreloadOptions options, std::function<void()> on_edge, std::shared_ptr<EventLoop> loop);

@@ -19,6 +19,14 @@ bool is_stale(const sockaddr_un& address) {
          errno == ECONNREFUSED;
 }
 
+template <typename Record>
+Status send_record(int connection, const Record& record) {
+  for (;;) {
+    if (::send(connection, &record, sizeof record, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof record) return ok();
+    if (errno != EINTR) return system_error("send to the preload");
+  }
+}
+
 }  // namespace
 
 Result<UniqueFd> listen_preload(const std::string& path, uid_t peer_uid) {
@@ -107,10 +115,15 @@ Status send_ack(int connection, wire::PreloadStatus status) {
   ack.magic = wire::kPreloadMagic;
   ack.op = static_cast<uint16_t>(wire::PreloadOp::kAck);
   ack.status = static_cast<uint16_t>(status);
-  for (;;) {
-    if (::send(connection, &ack, sizeof ack, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof ack) return ok();
-    if (errno != EINTR) return system_error("answer the preload");
-  }
+  return send_record(connection, ack);
+}
+
+Status send_trim(int connection, uint32_t hold_ms) {
+  wire::PreloadTrim trim{};
+  trim.magic = wire::kPreloadMagic;
+  trim.op = static_cast<uint16_t>(wire::PreloadOp::kTrim);
+  trim.hold_ms = hold_ms;
+  return send_record(connection, trim);
 }
 
 }  // namespace vmigrate::pager

@@ -38,5 +38,6 @@ struct PreloadRecord {
 
 Result<PreloadRecord> receive_record(int connection, std::span<std::byte> out);
 Status send_ack(int connection, wire::PreloadStatus status);
+Status send_trim(int connection, uint32_t hold_ms);
 
 }  // namespace vmigrate::pager

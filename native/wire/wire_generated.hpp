@@ -107,6 +107,7 @@ enum class PreloadOp : uint16_t {
   kHello = 1,
   kRegion = 2,
   kAck = 3,
+  kTrim = 4,
 };
 
 enum class PreloadStatus : uint16_t {
@@ -334,6 +335,14 @@ struct PreloadAck {
   uint16_t status; /* PRELOAD_STATUS; REFUSED makes the mapping call fail */
 } __attribute__((packed));
 static_assert(sizeof(struct PreloadAck) == 8, "wire layout");
+
+/* From the agent before QEMU loads a device state, and when the VM runs. Nobody answers it. */
+struct PreloadTrim {
+  uint32_t magic;
+  uint16_t op;
+  uint32_t hold_ms; /* how long malloc_trim does nothing; 0: it works again */
+} __attribute__((packed));
+static_assert(sizeof(struct PreloadTrim) == 10, "wire layout");
 
 /* Begins every datagram of a multicast. The tag is the AES-256-GMAC of everything else in the datagram. */
 struct DatagramHeader {

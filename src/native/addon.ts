@@ -28,6 +28,7 @@ import type {
 
 export interface AddonVmMemory {
   snapshot(): VmMemorySnapshot;
+  holdTrim(holdMs: number): void;
   close(): void;
 }
 export interface AddonDataListener {

@@ -31,6 +31,7 @@ const PID_MAX = 1 << 22;
 const UNIX_PATH_BYTES_MAX = 107;
 const KEY_HEX_DIGITS = 48;
 const NEAR_LEVEL_MAX = 255;
+const HOLD_MS_MAX = 600_000;
 
 export function require(good: boolean, what: string, code: ErrorCode = 'USAGE'): asserts good {
   if (!good) throw new MigrationError(code, `native argument: ${what}`);
@@ -50,6 +51,10 @@ export function checkPath(path: unknown, what: string, code?: ErrorCode): assert
 export function checkSocketPath(path: unknown, what: string, code?: ErrorCode): asserts path is string {
   checkPath(path, what, code);
   require(Buffer.byteLength(path) <= UNIX_PATH_BYTES_MAX, `${what} is longer than ${UNIX_PATH_BYTES_MAX} bytes`, code);
+}
+
+export function checkHoldMs(holdMs: number): void {
+  require(isIntegerIn(holdMs, 0, HOLD_MS_MAX), `holdMs must be a number from 0 to ${HOLD_MS_MAX}`);
 }
 
 export function checkRegion(region: RegionFile): void {

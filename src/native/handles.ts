@@ -21,7 +21,7 @@ import type {
   AddonVmMemory,
 } from './addon.js';
 import { attempt, attemptAsync } from './attempt.js';
-import { checkNear, checkNearId, checkOrder, checkPages, checkRound, checkSource } from './check.js';
+import { checkHoldMs, checkNear, checkNearId, checkOrder, checkPages, checkRound, checkSource } from './check.js';
 import type { ChunkRequest } from './chunk-types.js';
 import { checkChunkRequest } from './chunks.js';
 import { checkJoin } from './multicast.js';
@@ -66,6 +66,11 @@ export class VmMemory implements VmMemoryHandle {
 
   snapshot(): VmMemorySnapshot {
     return attempt('VM memory', () => this.native.snapshot());
+  }
+
+  holdTrim(holdMs: number): void {
+    checkHoldMs(holdMs);
+    this.native.holdTrim(holdMs);
   }
 
   close(): void {

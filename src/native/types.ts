@@ -66,6 +66,11 @@ export interface VmMemorySnapshot {
 export interface VmMemoryHandle {
   snapshot(): VmMemorySnapshot;
   /**
+   * QEMU's `malloc_trim` does nothing for so long, or works again (0). It gives memory back that a load of device state
+   * takes again at once. No effect on a closed handle, and on a VM of an earlier daemon, whose memory is trimmed.
+   */
+  holdTrim(holdMs: number): void;
+  /**
    * Stops listening and closes the daemon's descriptors; the preload keeps its own. Throws while a target session is
    * open on the memory.
    */

@@ -123,7 +123,7 @@ export const OP_STATUS = { OK: 1, BAD_KEY: 2, OUT_OF_RANGE: 3, NOT_ALLOWED: 4, I
 export const PAGE_STATE = { ABSENT: 0, CLAIMED: 1, PRESENT: 2, ZERO: 3 } as const;
 
 /** Messages from and to the preload. See docs/PROTOCOL.md, "Preload handshake". */
-export const PRELOAD_OP = { HELLO: 1, REGION: 2, ACK: 3 } as const;
+export const PRELOAD_OP = { HELLO: 1, REGION: 2, ACK: 3, TRIM: 4 } as const;
 export const PRELOAD_STATUS = { OK: 1, REFUSED: 2 } as const;
 /** SYNC: missing, minor and write-protect faults. ASYNC_WP: dirty tracking by PAGEMAP_SCAN. */
 export const PRELOAD_DESCRIPTOR = { SYNC: 1, ASYNC_WP: 2 } as const;
@@ -323,6 +323,16 @@ export const STRUCTS: readonly StructDefinition[] = [
       ['magic', 'u32'],
       ['op', 'u16'],
       ['status', 'u16', 'PRELOAD_STATUS; REFUSED makes the mapping call fail'],
+    ],
+  },
+  {
+    name: 'PreloadTrim',
+    comment: 'From the agent before QEMU loads a device state, and when the VM runs. Nobody answers it.',
+    bytes: 10,
+    fields: [
+      ['magic', 'u32'],
+      ['op', 'u16'],
+      ['hold_ms', 'u32', 'how long malloc_trim does nothing; 0: it works again'],
     ],
   },
 ];

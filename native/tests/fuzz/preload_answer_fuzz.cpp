@@ -25,6 +25,11 @@ std::vector<fuzz::Seed> fuzz::seeds() {
     all.push_back(Seed().add(ack));
     all.push_back(Seed().add(ack).fill(1, 0));
   }
+  for (const uint32_t hold_ms : {0u, 1u, ~0u}) {
+    const vmg_preload_trim trim{VMG_PRELOAD_MAGIC, VMG_PRELOAD_OP_TRIM, hold_ms};
+    all.push_back(Seed().add(trim));
+    all.push_back(Seed().add(trim).fill(1, 0));
+  }
   all.push_back(Seed().fill(sizeof(vmg_preload_ack) - 1, 1));
   all.push_back(Seed());
   return all;
@@ -32,8 +37,32 @@ std::vector<fuzz::Seed> fuzz::seeds() {
 
 }  // namespace vmigrate
 
+namespace {
+
+/// The same bytes where QEMU calls malloc_trim: it does nothing only because the agent has said so, and only
+/// while the agent is there.
+void check_trim(const uint8_t* bytes, size_t length_bytes) {
+  constexpr uint32_t kLongMs = 60'000;
+  int ends[2];
+  VMG_CHECK(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0);
+  const vmigrate::UniqueFd own(ends[0]);
+  vmigrate::UniqueFd agent(ends[1]);
+  if (length_bytes != 0) VMG_CHECK(::send(agent.get(), bytes, length_bytes, 0) >= 0);
+  vmg_preload_trim trim{};
+  if (length_bytes == sizeof trim) std::memcpy(&trim, bytes, sizeof trim);
+  const bool is_said = trim.magic == VMG_PRELOAD_MAGIC && trim.op == VMG_PRELOAD_OP_TRIM && trim.hold_ms != 0;
+  const bool is_held = vmg_agent_holds_trim(own.get());
+  VMG_CHECK(!is_held || is_said);
+  VMG_CHECK(is_held || !is_said || trim.hold_ms < kLongMs);
+  agent.reset();
+  VMG_CHECK(!vmg_agent_holds_trim(own.get()));
+}
+
+}  // namespace
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t length_bytes) {
   using vmigrate::UniqueFd;
+  check_trim(bytes, length_bytes);
   int ends[2];
   VMG_CHECK(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0);
   const UniqueFd own(ends[0]), agent(ends[1]);

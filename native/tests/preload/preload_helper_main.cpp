@@ -10,9 +10,10 @@
 //   OFFSET                            -> byte VALUE poke INDEX OFFSET VALUE -> poked environment ->
 //   environment NAME=VALUE... of our variables, as a child process sees them open -> opened NUMBER, the next
 //   free descriptor descriptors                                   -> descriptors COUNT, of userfaultfds in a
-//   child process
+//   child process trim -> trimmed 1|0: malloc_trim of a heap with free pages has given some back | has not
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -27,6 +28,12 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+// The heap that malloc_trim trims. A sanitizer has malloc itself in another.
+extern "C" {
+void* __libc_malloc(size_t length_bytes);
+void __libc_free(void* memory);
+}
 
 namespace {
 
@@ -134,6 +141,21 @@ std::string child_output(const char* command) {
   return line;
 }
 
+/// Free pages below a block that is in use: only malloc_trim gives them back.
+std::string trim() {
+  constexpr size_t kBlockBytes = 16 * 1024;
+  std::vector<void*> blocks(256);
+  for (void*& block : blocks) block = __libc_malloc(kBlockBytes);
+  for (void* block : blocks) std::memset(block, 1, kBlockBytes);
+  void* const above = __libc_malloc(kBlockBytes);
+  for (void* block : blocks) __libc_free(block);
+  errno = 77;
+  const int outcome = malloc_trim(0);
+  if (errno != 77) return "errno changed";
+  __libc_free(above);
+  return "trimmed " + std::to_string(outcome);
+}
+
 std::string answer(const std::string& line) {
   std::istringstream words(line);
   std::string command, path, how;
@@ -155,6 +177,7 @@ std::string answer(const std::string& line) {
         static_cast<unsigned char>(value);
     return "poked";
   }
+  if (command == "trim") return trim();
   if (command == "environment")
     return "environment " +
            child_output("env | grep -E '^(VMIGRATE_PRELOAD_|LD_PRELOAD=)' | sort | tr '\\n' ' '");

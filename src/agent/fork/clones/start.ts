@@ -14,6 +14,8 @@ import type { ManagedVm, VmManager } from '../../vm/vms.js';
 
 /** A load is bound by the processor and takes some milliseconds. */
 const LOADS_AT_ONCE = 8;
+/** QEMU gives no memory back from the load to the resume. A clone that waits longer for its go does so again. */
+const TRIM_HELD_MS_MAX = 60_000;
 /** The reason in the exit of a clone that could not be resumed. */
 const NOT_RESUMED = 'not-resumed';
 
@@ -59,9 +61,11 @@ export class CloneStarts {
       this.#loads.set(vm, load);
       try {
         raisePriority(vm.pid);
+        vm.memory?.holdTrim(TRIM_HELD_MS_MAX);
         await load.loaded();
       } catch (error) {
         hasFailed = true;
+        vm.memory?.holdTrim(0);
         throw await vm.process.explain(error);
       }
     });
@@ -144,7 +148,10 @@ export class CloneStarts {
 
   /** Gives up the loads in progress. */
   end(): void {
-    for (const load of this.#loads.values()) load.end();
+    for (const [vm, load] of this.#loads) {
+      load.end();
+      vm.memory?.holdTrim(0);
+    }
     this.#loads.clear();
   }
 
@@ -175,6 +182,7 @@ export class CloneStarts {
       await vm.process.runLoaded();
     } finally {
       load?.end();
+      vm.memory?.holdTrim(0);
     }
     restorePriority(vm.pid);
   }

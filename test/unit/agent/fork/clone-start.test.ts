@@ -16,7 +16,10 @@ function clone(
   } = {},
 ) {
   const counts = { loads: 0, runs: 0, reattached: 0 };
+  /** For how long its QEMU was told to keep what it frees. */
+  const held: number[] = [];
   const vm = {
+    memory: { holdTrim: (holdMs: number) => void held.push(holdMs) },
     ...{
       spec: { name: `web-${index}` },
       state: change.state ?? 'incoming',
@@ -35,7 +38,7 @@ function clone(
       explain: async (error: unknown) => toMigrationError(error),
     },
   };
-  return { identity: { index, name: `web-${index}` }, vm, counts };
+  return { identity: { index, name: `web-${index}` }, vm, counts, held };
 }
 
 function startsOf({ isClosing = false, readyAtMs = new Map<number, number>() } = {}) {
@@ -84,6 +87,22 @@ test('a clone that cannot be resumed is ended and named, and the others run', as
   ]);
   expect(ended).toEqual(['web-1', 'web-2']);
   expect([...starts.readyAtMs.keys()]).toEqual([0, 3]);
+});
+
+test('a clone keeps what it frees from its load until it runs, or its load is given up', async () => {
+  const { starts } = startsOf();
+  const atRun: number[] = [];
+  const runs: ReturnType<typeof clone> = clone(0, { run: async () => void atRun.push(...runs.held) });
+  const fails = clone(1, { load: gone });
+  const waits = clone(2);
+  await starts.load(all([runs, fails, waits]), { isPartialAllowed: true });
+  expect([runs, waits].map(({ held }) => held)).toEqual([[60_000], [60_000]]);
+  expect(fails.held).toEqual([60_000, 0]);
+  await starts.run(all([runs]));
+  expect(atRun).toEqual([60_000]);
+  expect(runs.held).toEqual([60_000, 0]);
+  starts.end();
+  expect(waits.held).toEqual([60_000, 0]);
 });
 
 test('a connection that was lost for a moment loses no clone', async () => {
