@@ -4,6 +4,7 @@
  * no clone has run if the fork is undone. A clone costs two commands and two events. Nothing is polled, and nothing is
  * written to disk.
  */
+import { availableParallelism } from 'node:os';
 import type { FileLoad } from '../../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../../domain/errors.js';
 import type { CloneFailure, CloneIdentity } from '../../../domain/fork.js';
@@ -12,8 +13,8 @@ import { inParallel } from '../../../kit/parallel.js';
 import { raisePriority, restorePriority } from '../../vm/priority.js';
 import type { ManagedVm, VmManager } from '../../vm/vms.js';
 
-/** A load is bound by the processor and takes some milliseconds. */
-const LOADS_AT_ONCE = 8;
+/** A load is bound by the processor and takes some milliseconds, of which a part is spent waiting for this daemon. */
+const LOADS_AT_ONCE_MIN = 8;
 /** QEMU gives no memory back from the load to the resume. A clone that waits longer for its go does so again. */
 const TRIM_HELD_MS_MAX = 60_000;
 /** The reason in the exit of a clone that could not be resumed. */
@@ -25,6 +26,8 @@ export interface WaitingClone {
 }
 
 export interface CloneStartOptions {
+  /** Absent: those that this process may use. */
+  readonly processorCount?: number;
   readonly vms: Pick<VmManager, 'endClone'>;
   readonly inject: InjectPort;
   /** The daemon exits. Its calls to QEMU fail then, which says nothing about the clones. */
@@ -35,12 +38,14 @@ export interface CloneStartOptions {
 
 export class CloneStarts {
   readonly #options: CloneStartOptions;
+  readonly #loadsAtOnce: number;
   readonly #readyAtMs: Map<number, number>;
   /** The loads of this daemon. */
   readonly #loads = new Map<ManagedVm, FileLoad>();
 
   constructor(options: CloneStartOptions) {
     this.#options = options;
+    this.#loadsAtOnce = Math.max(LOADS_AT_ONCE_MIN, options.processorCount ?? availableParallelism());
     this.#readyAtMs = new Map(options.readyAtMs);
   }
 
@@ -55,7 +60,7 @@ export class CloneStarts {
     options: { isPartialAllowed: boolean },
   ): Promise<{ readonly loaded: readonly WaitingClone[]; readonly failures: readonly CloneFailure[] }> {
     let hasFailed = false;
-    const outcomes = await inParallel(clones, LOADS_AT_ONCE, async ({ vm }) => {
+    const outcomes = await inParallel(clones, this.#loadsAtOnce, async ({ vm }) => {
       if (hasFailed && !options.isPartialAllowed) throw otherCloneFailed();
       const load = vm.process.loadFile();
       this.#loads.set(vm, load);

@@ -1,4 +1,6 @@
 /** The two calls that turn waiting processes into running clones, with processes that a test scripts. */
+import { availableParallelism } from 'node:os';
+import { setImmediate } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { CloneStarts } from '../../../../src/agent/fork/clones/start.js';
 import { MigrationError, toMigrationError } from '../../../../src/domain/errors.js';
@@ -41,12 +43,14 @@ function clone(
   return { identity: { index, name: `web-${index}` }, vm, counts, held };
 }
 
-function startsOf({ isClosing = false, readyAtMs = new Map<number, number>() } = {}) {
+const NO_CHANGE: { readonly processorCount?: number } = {};
+
+function startsOf({ isClosing = false, readyAtMs = new Map<number, number>(), processors = NO_CHANGE } = {}) {
   const ended: string[] = [];
   const starts = new CloneStarts({
     vms: { endClone: async ({ spec }) => void ended.push(spec.name) },
     inject: { hit: () => Promise.resolve() },
-    ...{ isClosing: () => isClosing, readyAtMs },
+    ...{ ...processors, isClosing: () => isClosing, readyAtMs },
   });
   return { starts, ended };
 }
@@ -87,6 +91,24 @@ test('a clone that cannot be resumed is ended and named, and the others run', as
   ]);
   expect(ended).toEqual(['web-1', 'web-2']);
   expect([...starts.readyAtMs.keys()]).toEqual([0, 3]);
+});
+
+test.each([
+  [{ processorCount: 2 }, 8],
+  [{ processorCount: 16 }, 16],
+  [{}, Math.max(8, availableParallelism())],
+])('as many clones load at once as there are processors, and never fewer than 8: %o', async (processors, expected) => {
+  const { starts } = startsOf({ processors });
+  let loading = 0;
+  let most = 0;
+  const load = async () => {
+    most = Math.max(most, ++loading);
+    await setImmediate();
+    loading--;
+  };
+  const clones = Array.from({ length: 3 * expected }, (_, index) => clone(index, { load }));
+  await starts.load(all(clones), { isPartialAllowed: false });
+  expect(most).toBe(expected);
 });
 
 test('a clone keeps what it frees from its load until it runs, or its load is given up', async () => {
