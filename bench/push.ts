@@ -1,6 +1,6 @@
 /**
- * `npm run -s bench -- push`: moves a guest by post-copy, hybrid and pre-copy, over tcp and shm, in turn. One guest works
- * all the time, the other rests four fifths of it.
+ * `npm run -s bench -- push`: moves a guest by post-copy, hybrid and pre-copy, over tcp and shm, in turn. One guest
+ * works all the time, the other rests four fifths of it.
  */
 import { EVERYTHING_ALLOWED } from '../src/domain/policy.js';
 import { Cluster } from '../test/hosts/cluster.js';
