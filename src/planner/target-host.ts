@@ -14,7 +14,7 @@ const CLOCK_SKEW_MS_MAX = 300_000;
 export interface QemuNeeds {
   /** This project's pager serves the VM's memory, not QEMU. */
   readonly isPaged: boolean;
-  /** Pages are fetched while the VM runs. */
+  /** Pages are fetched or mapped while the VM runs. */
   readonly fetches: boolean;
 }
 

@@ -5,7 +5,7 @@
 
 import { MigrationError } from '../../domain/errors.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
-import type { FetchedAhead } from '../../engine/ports/target.js';
+import { type FetchedAhead, HOLD_MS_MAX } from '../../engine/ports/target.js';
 import type { ArrivalTags } from '../../native/chunk-types.js';
 import { failureToError } from '../../native/failure.js';
 import type { TargetSessionHandle, TargetSnapshot, TouchOrder } from '../../native/types.js';
@@ -24,9 +24,6 @@ const SUMMED: readonly TargetCounter[] = [
   'faultWaitNs',
   'cpuNs',
 ];
-
-/** Nothing may be in flight before pages are taken back. On a slow link that takes its time. */
-const HOLD_MS_MAX = 10_000;
 
 export interface PageSessionOptions {
   readonly session: string;

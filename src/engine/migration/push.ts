@@ -15,13 +15,13 @@ import { nextPrecopyMove, type Pass, type Standstill } from '../../planner/migra
 import { nextRound, nextRoundMs, type Round } from '../../planner/migration/rounds.js';
 import { pause, withDeadline } from '../deadline.js';
 import type { DirtyRound, SessionProgress } from '../ports/session.js';
-import type { FetchedAhead } from '../ports/target.js';
+import { type FetchedAhead, HOLD_MS_MAX } from '../ports/target.js';
 import { describeProgress, troubleOf } from '../progress.js';
 import { type Marks, newMarks, noteAdvance } from '../walk-context.js';
 import type { StepContext, StepExecutor } from './context.js';
 
 /** To read which pages were written takes a second for some hundred GiB of memory. */
-const ROUND_MS_MAX = 30_000;
+const NOTING_MS_MAX = 30_000;
 /** A pre-copy shows its progress so often. */
 const LOOK_MS = 1_000;
 
@@ -87,9 +87,9 @@ async function noteWritten(context: StepContext): Promise<DirtyRound & { readonl
   const { ports, record, cancel } = context;
   const { vm } = record.plan.request;
   const noting = ports.source.noteDirty(vm, record.session);
-  const noted = await withDeadline(ports.clock, noting, ROUND_MS_MAX, `noting what ${vm} has written`, cancel);
+  const noted = await withDeadline(ports.clock, noting, NOTING_MS_MAX, `noting what ${vm} has written`, cancel);
   const taking = ports.target.takeBack(record.session, noted.round);
-  const { pages } = await withDeadline(ports.clock, taking, ROUND_MS_MAX, `giving up what ${vm} has written`, cancel);
+  const { pages } = await withDeadline(ports.clock, taking, NOTING_MS_MAX, `giving up what ${vm} has written`, cancel);
   return { ...noted, takenPages: pages };
 }
 
@@ -123,10 +123,11 @@ class Fetching {
 
   async #until(msMax: number, holds: boolean, isEnough: (fetched: FetchedAhead) => boolean): Promise<Fetched> {
     const { ports, limits, record, cancel } = this.#context;
+    const fetchingMsMax = msMax + (holds ? HOLD_MS_MAX : 0) + limits.callMsMax;
     for (;;) {
       const fetching = ports.target.fetchAhead(record.session, msMax, holds);
       const what = 'fetching pages while the VM runs';
-      const fetched = await withDeadline(ports.clock, fetching, limits.callMsMax, what, cancel);
+      const fetched = await withDeadline(ports.clock, fetching, fetchingMsMax, what, cancel);
       const asking = ports.target.progress(record.session);
       const asked = 'asking the target for progress';
       const progress = await withDeadline(ports.clock, asking, limits.callMsMax, asked, cancel);

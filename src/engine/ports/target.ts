@@ -9,6 +9,9 @@ import type {
 } from './session.js';
 
 /** The calls to the target of a migration. The rules are in host.ts. */
+/** Nothing may be in flight before pages are taken back. On a slow link that takes its time. */
+export const HOLD_MS_MAX = 10_000;
+
 export interface FetchedAhead {
   /** All pages are here. */
   readonly isDone: boolean;

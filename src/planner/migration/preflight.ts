@@ -109,7 +109,9 @@ function* checkVerification(
 
 function needsOf({ mode }: MigrationRequest): QemuNeeds {
   const { mover, fetches } = MODE_TRAITS[mode];
-  return { isPaged: mover === 'pager', fetches };
+  const isPaged = mover === 'pager';
+  // The pages of a pre-copy, too, are mapped while the VM runs.
+  return { isPaged, fetches: isPaged || fetches };
 }
 
 function refuse(code: RefusalCode, reason: string, remedy: string): Refusal {

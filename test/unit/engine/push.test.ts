@@ -93,6 +93,15 @@ describe('forward', () => {
     ]);
   });
 
+  test('gives a round the time that it takes, and that of a call on top', async () => {
+    const world = scripted(0, 0);
+    world.on['B.fetchAhead'] = async () => {
+      await new Promise((resolve) => setTimeout(resolve, 60));
+      return { isDone: true, isHeld: true };
+    };
+    expect(await move(world, { callMsMax: 30 })).toMatchObject({ state: 'done' });
+  });
+
   test('a post-copy names no round', async () => {
     const world = new Scripted();
     const seen = taken(world);

@@ -104,6 +104,12 @@ const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode,
   ['no figure', { target: { memoryAvailableBytes: Number.NaN } }, 'TARGET_MEMORY', /B has nothing/],
   ['no huge pages', { spec: { memory: hugeMemory } }, 'TARGET_HUGE_PAGES', /needs 256 .* of 2 MiB; B has 0/],
   ['no userfaultfd', { target: { isUserfaultfdPermitted: false } }, 'USERFAULTFD_NOT_PERMITTED', /kernel of B/],
+  [
+    'a pre-copy without userfaultfd',
+    { request: { mode: 'precopy' }, target: { isUserfaultfdPermitted: false } },
+    'USERFAULTFD_NOT_PERMITTED',
+    /kernel of B/,
+  ],
   ['an old kernel', { target: { hasMinorFaults: false } }, 'USERFAULTFD_NOT_PERMITTED', /minor faults/],
   [
     'an identity that is pending',
