@@ -67,6 +67,13 @@ function forks(version: string): Verdict {
       );
 }
 
+function pushes({ isUserfaultfdPermitted, canTrackWrites = false }: HostInventory): Verdict {
+  if (canTrackWrites) return ok('writes of running VMs can be noted (--hybrid, --precopy)');
+  return isUserfaultfdPermitted
+    ? warn('writes of running VMs cannot be noted: no --hybrid, no --precopy from here', 'run Linux 6.9 or newer')
+    : warn('unknown, because userfaultfd is not permitted', 'run the daemon as root, then ask again');
+}
+
 function kvm(inventory: HostInventory): Verdict {
   return inventory.isKvmUsable
     ? ok('usable')
@@ -187,6 +194,7 @@ export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
     ['userfaultfd', userfaultfd(inventory)],
     ['minor faults', minorFaults(inventory)],
     ['forks', forks(release())],
+    ['pushes', pushes(inventory)],
     [
       'preload',
       inventory.isPreloadPresent

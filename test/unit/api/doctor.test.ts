@@ -79,6 +79,17 @@ test('a user without rights is told of the rights, not to replace the kernel', a
   expect(found['minor faults']?.text).not.toContain('not supported');
 });
 
+test('a kernel that cannot note writes is a warning, which names what does not work', async () => {
+  const pushes = async (change: Partial<HostInventory>) => (await checks(change))['pushes'];
+  expect(await pushes({ canTrackWrites: true })).toMatchObject({ status: 'ok' });
+  const old = { status: 'warn', text: expect.stringContaining('--precopy'), remedy: expect.stringContaining('6.9') };
+  expect(await pushes({ canTrackWrites: false })).toMatchObject(old);
+  expect(await pushes({ canTrackWrites: false, isUserfaultfdPermitted: false })).toMatchObject({
+    status: 'warn',
+    remedy: expect.stringContaining('as root'),
+  });
+});
+
 test('a QEMU that does not work is named', async () => {
   const qemuProblem = '/usr/bin/qemu-nope does not work: spawn /usr/bin/qemu-nope ENOENT';
   const found = await checks({ qemuVersion: null, machines: [], qemuProblem });
