@@ -65,7 +65,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t length_bytes)
   check_trim(bytes, length_bytes);
   int ends[2];
   VMG_CHECK(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0);
-  const UniqueFd own(ends[0]), agent(ends[1]);
+  const UniqueFd own(ends[0]);
+  UniqueFd agent(ends[1]);
   if (length_bytes != 0) VMG_CHECK(::send(agent.get(), bytes, length_bytes, 0) >= 0);
   ::shutdown(agent.get(), SHUT_WR);
   const vmg_preload_region region{
@@ -76,5 +77,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t length_bytes)
   vmg_preload_region got{};
   VMG_CHECK(::recv(agent.get(), &got, sizeof got, MSG_TRUNC) == sizeof got);
   VMG_CHECK(std::memcmp(&got, &region, sizeof got) == 0);
+  // What was said while a mapping was reported ends with the agent, too, and with this input.
+  agent.reset();
+  VMG_CHECK(!vmg_agent_holds_trim(own.get()));
   return 0;
 }
