@@ -101,7 +101,7 @@ const program = newProgram('vmigrate', 'Moves a running VM to another host.')
   .addOption(
     new Option(
       '--hybrid',
-      'fetch memory while the VM runs on, and again what it writes, as long as that gets less; then post-copy',
+      'fetch memory while the VM runs on, and again what it writes, while that pays; then post-copy',
     ).conflicts(['postcopy', 'native']),
   )
   .option('--native', 'QEMU’s own migration: pre-copy, or post-copy with --postcopy');

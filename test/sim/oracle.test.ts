@@ -42,9 +42,12 @@ describe('the oracle sees', () => {
     expect(await firstViolation('discardNothing', 'loseAnswer')).toMatch(/left over on the target/);
   });
 
-  test('a page that was fetched ahead and is not given up', async () => {
-    expect(await firstViolation('keepWritten', null, 'hybrid')).toMatch(/fetched before it was written/);
-  });
+  test.each(['hybrid', 'precopy'] as const)(
+    'a page that was fetched ahead by a %s and is not given up',
+    async (mode) => {
+      expect(await firstViolation('keepWritten', null, mode)).toMatch(/fetched before it was written/);
+    },
+  );
 
   test('a daemon that forgets its journal', async () => {
     expect(await firstViolation('loseJournal', 'killSourceDaemon')).not.toBeNull();

@@ -66,6 +66,17 @@ class Tracked : public ::testing::Test {
     ASSERT_TRUE(started.ok()) << started.error().what << ": " << strerror(started.error().system_errno);
     tracker_ = std::move(started).value();
   }
+  void start_maps(std::unique_ptr<DirtyMaps>& maps) {
+    auto started = DirtyMaps::start(memory_);
+    ASSERT_TRUE(started.ok());
+    // Only its geometry counts.
+    const test::TempDir dir;
+    ASSERT_TRUE(memory::Region::create_file(dir / "ram", kPages * kPage, kPage).ok());
+    auto region = memory::Region::open(dir / "ram", kPages * kPage, kPage, memory::Mode::kReadOnly);
+    ASSERT_TRUE(region.ok());
+    ASSERT_TRUE(started.value()->add(*region.value()).ok());
+    maps = std::move(started).value();
+  }
   std::set<uint64_t> written(bool is_last = false) {
     std::set<uint64_t> pages;
     const auto visit = [&](uint32_t region, uint64_t offset_bytes, uint64_t length_bytes) {
@@ -150,15 +161,9 @@ TEST_F(Tracked, NoWriteIsLostBetweenRounds) {
 }
 
 TEST_F(Tracked, CountsWhatTwoRoundsHaveInCommon) {
-  auto started = DirtyMaps::start(memory_);
-  ASSERT_TRUE(started.ok());
-  DirtyMaps& maps = *started.value();
-  // Only its geometry counts.
-  const test::TempDir dir;
-  ASSERT_TRUE(memory::Region::create_file(dir / "ram", kPages * kPage, kPage).ok());
-  auto region = memory::Region::open(dir / "ram", kPages * kPage, kPage, memory::Mode::kReadOnly);
-  ASSERT_TRUE(region.ok());
-  ASSERT_TRUE(maps.add(*region.value()).ok());
+  std::unique_ptr<DirtyMaps> started;
+  ASSERT_NO_FATAL_FAILURE(start_maps(started));
+  DirtyMaps& maps = *started;
   const auto again = [&](std::initializer_list<uint64_t> pages) {
     for (const uint64_t page : pages) write(page);
     const auto noted = maps.note(/*is_last=*/false);
@@ -172,15 +177,9 @@ TEST_F(Tracked, CountsWhatTwoRoundsHaveInCommon) {
 }
 
 TEST_F(Tracked, AWriteAfterTheLastRoundIsNoticed) {
-  auto started = DirtyMaps::start(memory_);
-  ASSERT_TRUE(started.ok());
-  DirtyMaps& maps = *started.value();
-  // Only its geometry counts.
-  const test::TempDir dir;
-  ASSERT_TRUE(memory::Region::create_file(dir / "ram", kPages * kPage, kPage).ok());
-  auto region = memory::Region::open(dir / "ram", kPages * kPage, kPage, memory::Mode::kReadOnly);
-  ASSERT_TRUE(region.ok());
-  ASSERT_TRUE(maps.add(*region.value()).ok());
+  std::unique_ptr<DirtyMaps> started;
+  ASSERT_NO_FATAL_FAILURE(start_maps(started));
+  DirtyMaps& maps = *started;
   write(5);
   EXPECT_EQ(maps.note(/*is_last=*/false).value().page_count, 1u);
   EXPECT_FALSE(maps.has_changed_since_last().ok()) << "there was no last round";

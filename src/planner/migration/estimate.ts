@@ -32,9 +32,10 @@ export function estimate(request: MigrationRequest, memoryBytes: number): Estima
     : [`at most ${describeBytes(memoryBytes)} move, ${time}; zero pages are skipped`];
   const { mover, fetches } = MODE_TRAITS[request.mode];
   if (mover === 'pager') {
+    const moving = bringsAllFirst(request.mode) ? 'the rest and the device state move' : 'device state moves';
     notes.push(
       tracksWrites(request.mode)
-        ? 'during the blackout device state moves, and the page tables are read once: some milliseconds for each GiB'
+        ? `during the blackout ${moving}, and the page tables are read twice: some milliseconds for each GiB`
         : 'the blackout does not depend on the memory size: only device state moves during it',
       bringsAllFirst(request.mode)
         ? `${request.vm} needs ${request.target} alone as soon as it runs there`

@@ -22,69 +22,24 @@ import { preflight } from './preflight.js';
 import { storageNotes } from './storage.js';
 import { type Choice, chooseTransport, protectionOf } from './transport.js';
 
+const UNTIL_CONNECTED = ['reserve', 'prepareTarget', 'exposeSource', 'connectTarget'] as const;
+const FROM_STATE_ON = ['transferState', 'commit', 'resumeTarget', 'drain', 'verifyMemory', 'releaseSource'] as const;
+const NATIVE_UNTIL_RESUMED = [
+  'reserve',
+  'prepareTarget',
+  'nativeStart',
+  'nativeSwitchover',
+  'commit',
+  'resumeTarget',
+] as const;
+
 /** The steps of each mode, in order. `verifyMemory` is only in the plan of an order that asks for it. */
 export const STEPS_OF_MODE: Readonly<Record<MigrationMode, readonly StepName[]>> = {
-  postcopy: [
-    'reserve',
-    'prepareTarget',
-    'exposeSource',
-    'connectTarget',
-    'stopSource',
-    'transferState',
-    'commit',
-    'resumeTarget',
-    'drain',
-    'verifyMemory',
-    'releaseSource',
-  ],
-  hybrid: [
-    'reserve',
-    'prepareTarget',
-    'exposeSource',
-    'connectTarget',
-    'push',
-    'stopSource',
-    'transferState',
-    'commit',
-    'resumeTarget',
-    'drain',
-    'verifyMemory',
-    'releaseSource',
-  ],
-  precopy: [
-    'reserve',
-    'prepareTarget',
-    'exposeSource',
-    'connectTarget',
-    'push',
-    'stopSource',
-    'pushLast',
-    'transferState',
-    'commit',
-    'resumeTarget',
-    'drain',
-    'verifyMemory',
-    'releaseSource',
-  ],
-  'native-precopy': [
-    'reserve',
-    'prepareTarget',
-    'nativeStart',
-    'nativeSwitchover',
-    'commit',
-    'resumeTarget',
-    'releaseSource',
-  ],
-  'native-postcopy': [
-    'reserve',
-    'prepareTarget',
-    'nativeStart',
-    'nativeSwitchover',
-    'commit',
-    'resumeTarget',
-    'drain',
-    'releaseSource',
-  ],
+  postcopy: [...UNTIL_CONNECTED, 'stopSource', ...FROM_STATE_ON],
+  hybrid: [...UNTIL_CONNECTED, 'push', 'stopSource', ...FROM_STATE_ON],
+  precopy: [...UNTIL_CONNECTED, 'push', 'stopSource', 'pushLast', ...FROM_STATE_ON],
+  'native-precopy': [...NATIVE_UNTIL_RESUMED, 'releaseSource'],
+  'native-postcopy': [...NATIVE_UNTIL_RESUMED, 'drain', 'releaseSource'],
 };
 
 /**
@@ -241,7 +196,7 @@ const DESCRIPTIONS: { readonly [Name in StepName]: StepDescription } = {
     at: 'target',
     text: ({ vm, source, mode }) =>
       `fetch the memory while ${vm} runs on ${source}, and again what it writes meanwhile, ` +
-      (bringsAllFirst(mode) ? 'until the rest fits in the downtime' : 'as long as that gets less'),
+      (bringsAllFirst(mode) ? 'until the rest fits in the downtime' : 'while that pays'),
   },
   stopSource: {
     at: 'source',

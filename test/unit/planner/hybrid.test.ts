@@ -71,7 +71,7 @@ describe('a hybrid', () => {
     expect(names?.slice(3, 6)).toEqual(['B connectTarget', 'B push', 'A stopSource *']);
     const push = plan?.steps.find(({ name }) => name === 'push');
     expect(push?.text).toBe(
-      'fetch the memory while vm1 runs on A, and again what it writes meanwhile, as long as that gets less',
+      'fetch the memory while vm1 runs on A, and again what it writes meanwhile, while that pays',
     );
     expect(push?.timeoutMs).toBe(0);
     expect(plan?.notes.join()).toMatch(/512 MiB move while vm1 runs on the source.*what vm1 writes meanwhile/);

@@ -177,6 +177,18 @@ describe('a VM whose memory has not all arrived', () => {
       .toMatchObject([{ session: FIRST, state: 'resumed', resumedAt: since }]);
   });
 
+  test.each(['postcopy', 'precopy'] as const)(
+    'is not complete by its resume (%s): nothing is mapped yet',
+    async (mode) => {
+      const store = await SessionStore.open(host.stateDir);
+      await store.save({ ...record(), mode, state: 'prepared' });
+      host.vm['state'] = 'incoming';
+      await host.agent.start();
+      await host.agent.target.resume(FIRST, 2);
+      await expect.poll(async () => (await store.load()).records).toMatchObject([{ state: 'resumed' }]);
+    },
+  );
+
   test('whose QEMU has ended with the daemon that was starting it is not left over', async () => {
     const store = await SessionStore.open(host.stateDir);
     await store.save({ ...record(), state: 'preparing' });
